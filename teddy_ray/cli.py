@@ -1,0 +1,106 @@
+"""The command line: distill, plan, check. Status 0 done, 1 failed while running, 2 wrong input, 130 interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import teddy_ray
+from teddy_ray.errors import InputError, StageError
+from teddy_ray.recipe import Recipe, load_recipe
+
+INTERRUPTED = 128 + signal.SIGINT
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    argv = sys.argv[1:] if argv is None else argv
+    arguments = _parser().parse_args(argv)
+    signal.signal(signal.SIGTERM, _interrupt)  # how a job is stopped
+    try:
+        arguments.run(arguments)
+    except InputError as error:
+        for problem in error.problems:
+            print(f"teddy-ray: error: {problem}", file=sys.stderr)
+        return 2
+    except StageError as error:
+        print(f"teddy-ray: failed: {error}", file=sys.stderr)
+        print(f"What is finished is kept; this resumes: teddy-ray {shlex.join(argv)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nInterrupted. What is finished is kept; this resumes: teddy-ray {shlex.join(argv)}", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="teddy-ray", description=teddy_ray.__doc__)
+    parser.add_argument("--version", action="version", version=teddy_ray.__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    recipe_options = argparse.ArgumentParser(add_help=False)
+    recipe_options.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as pipelines/recipes/digits.yaml")
+    recipe_options.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a dotted key"
+    )
+    recipe_options.add_argument("--storage", metavar="URI", help="where artifacts/ and runs/ lie")
+    recipe_options.add_argument("--address", metavar="ADDR", help="a running Ray cluster; without it Ray starts here")
+
+    distill = commands.add_parser("distill", parents=[recipe_options], help="distil a data set and evaluate it")
+    distill.set_defaults(run=_distill)
+    plan = commands.add_parser("plan", parents=[recipe_options], help="show what distill would do")
+    plan.set_defaults(run=_plan)
+    check = commands.add_parser("check", help="verify a distilled data set")
+    check.add_argument("path", metavar="PATH", type=Path, help="a folder such as runs/digits/distilled")
+    check.set_defaults(run=_check)
+    return parser
+
+
+def _load(arguments: argparse.Namespace) -> Recipe:
+    flags = {"storage": arguments.storage, "cluster.address": arguments.address}
+    given = {key: value for key, value in flags.items() if value is not None}
+    return load_recipe(arguments.recipe, arguments.overrides, given)
+
+
+def _distill(arguments: argparse.Namespace) -> None:
+    recipe = _load(arguments)
+    # imported after the recipe is known to be right: torch and Ray take seconds
+    from teddy_ray.flow import distill
+    from teddy_ray.progress import Progress
+    from teddy_ray.storage import Storage
+    from teddy_ray.tables import results_table
+
+    print(results_table(distill(recipe, Progress()), Storage(recipe.storage)))
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    recipe = _load(arguments)
+    from teddy_ray.flow import prepare
+    from teddy_ray.tables import plan_table
+
+    prepared = prepare(recipe)
+    print(plan_table(prepared.plan, prepared.storage))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from teddy_ray.dataset import check_folder
+
+    facts = check_folder(arguments.path)
+    num_images = facts["images_per_class"] * len(facts["classes"])
+    print(
+        f"{arguments.path}: {num_images} images of {len(facts['classes'])} classes, "
+        f"{facts['views']['num_views']} labelled views each; every byte is as published"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

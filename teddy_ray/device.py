@@ -1,0 +1,26 @@
+"""How a worker process is set up, so that the same work gives the same bytes in every one of them."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+
+def prepare(threads: int, gpus: float) -> torch.device:
+    """Fix the number of CPU threads, refuse nondeterministic operators, and choose the device.
+
+    The device is the one that is there: a worker that was promised a GPU by a cluster with pretended ones uses its CPU.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS is deterministic only with a fixed workspace
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    return torch.device("cuda" if gpus > 0 and torch.cuda.is_available() else "cpu")
+
+
+def describe(device: torch.device) -> str:
+    """What a table says it was measured on."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s) per worker"

@@ -1,0 +1,127 @@
+"""A distillation from recipe to report: check, plan, run what is missing, publish. Defined once, for all entry points."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from teddy_ray.errors import InputError, Problem
+from teddy_ray.plan import DataFacts, Plan
+from teddy_ray.progress import Progress
+from teddy_ray.publication import check_run_folder, publish_run
+from teddy_ray.recipe import Recipe
+from teddy_ray.sources import Source, open_source
+from teddy_ray.stages.session import Session, check_local_resources
+from teddy_ray.storage import Storage
+from teddy_ray.summary import Summary, summarise
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe whose input has been checked, with its plan."""
+
+    plan: Plan
+    source: Source
+    storage: Storage
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Check everything that can be known before work starts, and plan. Starts no Ray, writes nothing.
+
+    Raises InputError with every problem found.
+    """
+    problems: list[Problem] = []
+    storage: Storage | None = None
+    source: Source | None = None
+    with _collect(problems):
+        storage = Storage(recipe.storage)
+        storage.check_writable()
+        check_run_folder(storage, recipe.name)
+    with _collect(problems):
+        source = open_source(recipe.data)
+        problems += _data_problems(recipe, source)
+    problems += _architecture_problems(recipe, source)
+    if problems or storage is None or source is None:
+        raise InputError(problems)
+    counts = np.bincount(source.train.labels, minlength=len(source.classes))
+    facts = DataFacts(
+        classes=source.classes,
+        counts=tuple(int(count) for count in counts),
+        num_test=len(source.test),
+        train=source.train.identity,
+        validation=source.validation.identity,
+        test=source.test.identity,
+    )
+    return Prepared(Plan(recipe, facts), source, storage)
+
+
+def distill(recipe: Recipe, progress: Progress) -> Summary:
+    """Run what is missing of a recipe, publish runs/<name>/ and return its summary."""
+    prepared = prepare(recipe)
+    plan, storage = prepared.plan, prepared.storage
+    missing = [stage for stage, fingerprint in plan.stages().items() if not storage.has(stage, fingerprint)]
+    if missing and recipe.cluster.address is None:
+        check_local_resources(recipe)
+    session = Session(plan, prepared.source, storage, progress)
+    try:
+        for stage, fingerprint in plan.stages().items():
+            if stage in missing:
+                # imported when it runs: a run that reuses everything needs neither Ray Train nor Ray Data
+                importlib.import_module(f"teddy_ray.stages.{stage}").run(session)
+                seconds = storage.open(stage, fingerprint).manifest["seconds"]
+                progress.say(f"{stage:<10} done in {seconds:.1f} s")
+            else:
+                progress.say(f"{stage:<10} reused ({fingerprint[:8]})")
+    finally:
+        session.close()
+    summary = summarise(plan, storage, reused=[stage for stage in plan.stages() if stage not in missing])
+    publish_run(plan, prepared.source, storage, summary, progress)
+    return summary
+
+
+@contextlib.contextmanager
+def _collect(problems: list[Problem]):  # type: ignore[no-untyped-def]
+    try:
+        yield
+    except InputError as error:
+        problems += error.problems
+
+
+def _data_problems(recipe: Recipe, source: Source) -> list[Problem]:
+    """Where the recipe asks for more than the data holds."""
+    counts = np.bincount(source.train.labels, minlength=len(source.classes))
+    needed = recipe.synthesis.images_per_class
+    draws = recipe.synthesis.start == "real" or any(c.startswith("random") for c in recipe.evaluation.controls)
+    if draws and counts.min() < needed:
+        scarce = source.classes[int(counts.argmin())]
+        return [
+            Problem(
+                "synthesis.images_per_class",
+                needed,
+                f"should be at most {counts.min()}, the training images of class {scarce!r}; with synthesis.start "
+                "noise and no random controls it may be more",
+            )
+        ]
+    return []
+
+
+def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Problem]:
+    import torch
+
+    from teddy_ray import models
+
+    problems = []
+    data = recipe.data
+    lists = {"pool.architectures": recipe.pool.architectures, "evaluation.students": recipe.evaluation.students}
+    for key, names in lists.items():
+        for name in names:
+            try:
+                with torch.device("meta"):
+                    num_classes = len(source.classes) if source else 2
+                    models.build(name, num_classes=num_classes, channels=data.channels, image_size=data.image_size)
+            except ValueError as error:
+                problems.append(Problem(key, name, str(error)))
+    return problems

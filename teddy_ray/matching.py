@@ -1,0 +1,76 @@
+"""Eq. 7 of Teddy (ECCV 2024): the loss of a batch of synthetic images S_B under members theta of the pool M.
+
+    L(S_B) = 1/n sum_theta [ sum_l w_l ( ||mu_l(f_theta(A(S_B))) - RM_l||_2 + ||var_l(f_theta(A(S_B))) - RV_l||_2 )
+                             + u CE(f_theta(A(S_B)), y) ]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from teddy_ray.moments import Moments
+from teddy_ray.taps import Taps
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a member's statistics should be: RM and RV per layer, each (channels,), with a weight of the whole."""
+
+    RM: Sequence[Tensor]
+    RV: Sequence[Tensor]
+    weight: float = 1.0
+
+
+def make_targets(
+    moments: Sequence[Moments], labels: Tensor, *, scope: str, blend: float, device: torch.device
+) -> list[Target]:
+    """Targets of a batch with `labels` (n,), from the moments of each layer.
+
+    scope: subset mixes the batch's own classes by their shares in it, global all classes by their shares in the
+    data, blend asks for both, `blend` being the weight of the global one: losses are blended, never targets.
+    """
+    num_classes = len(moments[0].count)
+    in_batch = torch.bincount(labels.cpu(), minlength=num_classes).double() / len(labels)
+    in_data = moments[0].count / moments[0].count.sum()
+    weighted_shares = {
+        "subset": [(1.0, in_batch)],
+        "global": [(1.0, in_data)],
+        "blend": [(1.0 - blend, in_batch), (blend, in_data)],
+    }[scope]
+    targets = []
+    for weight, shares in weighted_shares:
+        mixtures = [layer.mixture(shares) for layer in moments]
+        targets.append(
+            Target(
+                RM=[mu.float().to(device) for mu, _ in mixtures],
+                RV=[var.float().to(device) for _, var in mixtures],
+                weight=weight,
+            )
+        )
+    return targets
+
+
+def statistics_loss(activations: Sequence[Tensor], targets: Sequence[Target], first_layer_factor: float) -> Tensor:
+    """The sum over layers l in Eq. 7. activations: per layer (n channels positions). Returns a scalar."""
+    loss = activations[0].new_zeros(())
+    for index, activation in enumerate(activations):
+        w = first_layer_factor if index == 0 else 1.0
+        var, mu = torch.var_mean(activation, dim=(0, 2), correction=0)
+        for target in targets:
+            distance = torch.linalg.vector_norm(mu - target.RM[index])
+            distance = distance + torch.linalg.vector_norm(var - target.RV[index])
+            loss = loss + w * target.weight * distance
+    return loss
+
+
+def member_loss(
+    model: nn.Module, taps: Taps, views: Tensor, y: Tensor, targets: Sequence[Target], *, u: float, first_layer_factor: float
+) -> tuple[Tensor, Tensor]:
+    """One member's two terms in Eq. 7: statistics and u CE. views: A(S_B), (n c h w); y: (n,). Returns two scalars."""
+    logits = model(views)
+    return statistics_loss(taps.take(), targets, first_layer_factor), u * F.cross_entropy(logits, y)

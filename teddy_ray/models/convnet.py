@@ -1,0 +1,39 @@
+"""ConvNet, the small student of the distillation literature (Gidaris & Komodakis, 2018)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+NORMS = {
+    "batch": lambda width: nn.BatchNorm2d(width),
+    "instance": lambda width: nn.GroupNorm(width, width),
+    "group": lambda width: nn.GroupNorm(min(8, width), width),
+    "none": lambda width: nn.Identity(),
+}
+
+
+class ConvNet(nn.Module):
+    """`depth` blocks of 3x3 convolution, normalisation, ReLU and 2x2 average pooling, then one linear layer.
+
+    images (n channels size size) -> logits (n num_classes). Raises ValueError where the size is below 2**depth.
+    """
+
+    def __init__(self, num_classes: int, channels: int, image_size: int, *, width: int, depth: int, norm: str) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"norm should be one of {', '.join(NORMS)}")
+        if image_size < 2**depth:
+            raise ValueError(f"depth {depth} needs images of at least {2**depth} pixels; lower the depth")
+        blocks: list[nn.Module] = []
+        for index in range(depth):
+            blocks += [
+                nn.Conv2d(channels if index == 0 else width, width, 3, padding=1),
+                NORMS[norm](width),
+                nn.ReLU(),
+                nn.AvgPool2d(2),
+            ]
+        self.features = nn.Sequential(*blocks)
+        self.classifier = nn.Linear(width * (image_size // 2**depth) ** 2, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier(self.features(images).flatten(1))

@@ -1,0 +1,330 @@
+"""What a recipe comes to on given data: every piece of work with its fingerprint, before anything runs.
+
+A fingerprint covers the result fields of its own part, the version of its algorithm, the fingerprints it reads and
+the data's identity, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+from teddy_ray.recipe import Recipe, result_fields
+
+VERSIONS = {"base": 1, "pool": 1, "statistics": 1, "unit": 1, "synthesis": 1, "set": 1, "shard": 1, "labels": 1, "student": 1, "evaluation": 1}
+"""Raise a number when the algorithm behind it changes its bytes: nothing old is reused then."""
+
+STAGES = ("pool", "statistics", "synthesis", "labels", "evaluation")
+
+
+def fingerprint(kind: str, **parts: Any) -> str:
+    """SHA-256, shortened to 128 bits, of the canonical JSON of the parts."""
+    text = json.dumps({"kind": kind, "version": VERSIONS[kind], **parts}, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What planning needs to know of the data. Identities are hashes of content; counts are training images per class."""
+
+    classes: tuple[str, ...]
+    counts: tuple[int, ...]
+    num_test: int
+    train: str
+    validation: str
+    test: str
+
+
+@dataclass(frozen=True)
+class Base:
+    """A training trajectory of which snapshots are kept."""
+
+    architecture: str
+    seed: int
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.architecture}/seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of the pool: a snapshot of a base."""
+
+    base: Base
+    epoch: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.base.name}/epoch{self.epoch}"
+
+    @property
+    def file(self) -> str:
+        return f"epoch-{self.epoch:04d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A batch of synthetic images optimised together: a range of classes times a range of IPC slots."""
+
+    classes: range
+    slots: range
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return f"classes {self.classes[0]}-{self.classes[-1]} slots {self.slots[0]}-{self.slots[-1]}"
+
+    def work(self) -> dict[str, tuple[int, str]]:
+        """Stage -> (amount, of what), all of it, reused or not."""
+        recipe = self.recipe
+        num_train, num_members = sum(self.data.counts), len(self.members)
+        student_images = sum((self.num_images if run.images else num_train) * run.epochs for run in self.students)
+        image_steps = self.num_images * recipe.synthesis.steps * recipe.synthesis.models_per_step
+        return {
+            "pool": (num_train * recipe.pool.snapshots[-1] * len(self.bases), "images x epochs x bases"),
+            "statistics": (num_train * num_members, "images x members"),
+            "synthesis": (image_steps, "images x steps x models per step"),
+            "labels": (self.num_images * recipe.labels.views * num_members, "images x views x members"),
+            "evaluation": (student_images, "images x epochs x students"),
+        }
+
+    @property
+    def num_images(self) -> int:
+        return len(self.classes) * len(self.slots)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """A small set of images that is labelled and trained on. draw: seed of a random draw, None for the distilled set.
+
+    fingerprint identifies the images, labelled the images with their soft labels.
+    """
+
+    name: str
+    draw: int | None
+    fingerprint: str
+    labelled: str
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A file of a labelled set: a range of its rows."""
+
+    set_name: str
+    rows: range
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.set_name} rows {self.rows[0]}-{self.rows[-1]}"
+
+
+@dataclass(frozen=True)
+class StudentRun:
+    """One student: which row of the table it counts for, what it learns from, and with which labels."""
+
+    row: str
+    student: str
+    seed: int
+    images: ImageSet | None  # None: the whole training set
+    labels: Literal["soft", "hard"]
+    epochs: int
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.row} {self.student} seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All work of a recipe on given data."""
+
+    recipe: Recipe
+    data: DataFacts
+
+    @cached_property
+    def bases(self) -> tuple[Base, ...]:
+        pool = result_fields(self.recipe.pool)
+        del pool["architectures"], pool["seeds"]
+        inputs = {"train": self.data.train, "validation": self.data.validation}
+        return tuple(
+            Base(name, seed, fingerprint("base", pool=pool, architecture=name, seed=seed, **inputs))
+            for name in self.recipe.pool.architectures
+            for seed in self.recipe.pool.seeds
+        )
+
+    @cached_property
+    def members(self) -> tuple[Member, ...]:
+        return tuple(Member(base, epoch) for base in self.bases for epoch in self.recipe.pool.snapshots)
+
+    @cached_property
+    def pool(self) -> str:
+        return fingerprint("pool", bases=[base.fingerprint for base in self.bases])
+
+    @cached_property
+    def statistics(self) -> str:
+        fields = result_fields(self.recipe.statistics)
+        del fields["scope"], fields["blend"]  # how moments are used, not what they are
+        if self.recipe.statistics.view == "augmented":
+            fields["augmentation"] = result_fields(self.recipe.synthesis.augmentation)
+            fields["seed"] = self.recipe.seed
+        return fingerprint("statistics", fields=fields, pool=self.pool, train=self.data.train)
+
+    @property
+    def num_units(self) -> int:
+        synthesis = self.recipe.synthesis
+        groups = -(-len(self.data.classes) // synthesis.classes_per_unit)
+        return groups * -(-synthesis.images_per_class // synthesis.slots_per_unit)
+
+    def units(self) -> Iterator[Unit]:
+        """The units in the order in which they are handed out: neighbours are of disjoint classes."""
+        synthesis = self.recipe.synthesis
+        fields = result_fields(synthesis)
+        # the unit names its own classes and slots, so that a larger IPC finds those of a smaller one
+        del fields["images_per_class"], fields["classes_per_unit"], fields["slots_per_unit"]
+        fields |= {"scope": self.recipe.statistics.scope, "blend": self.recipe.statistics.blend}
+        for slots in _blocks(synthesis.images_per_class, synthesis.slots_per_unit):
+            for classes in _blocks(len(self.data.classes), synthesis.classes_per_unit):
+                yield Unit(
+                    classes,
+                    slots,
+                    fingerprint(
+                        "unit",
+                        fields=fields,
+                        seed=self.recipe.seed,
+                        classes=list(classes),
+                        slots=list(slots),
+                        statistics=self.statistics,
+                        train=self.data.train,
+                    ),
+                )
+
+    @cached_property
+    def synthesis(self) -> str:
+        digest = hashlib.sha256()
+        for unit in self.units():
+            digest.update(unit.fingerprint.encode())
+        return fingerprint("synthesis", units=digest.hexdigest())
+
+    @cached_property
+    def distilled(self) -> ImageSet:
+        return ImageSet("distilled", None, self.synthesis, self._labelled(self.synthesis))
+
+    @cached_property
+    def random_sets(self) -> tuple[ImageSet, ...]:
+        """One random draw of real images per evaluation seed, where a control asks for it."""
+        if not {"random_soft", "random_hard"} & set(self.recipe.evaluation.controls):
+            return ()
+        per_class = self.recipe.synthesis.images_per_class
+        sets = []
+        for seed in self.recipe.evaluation.seeds:
+            images = fingerprint("set", random=seed, per_class=per_class, train=self.data.train)
+            sets.append(ImageSet(f"random draw {seed}", seed, images, self._labelled(images)))
+        return tuple(sets)
+
+    def shards(self, images: ImageSet) -> tuple[Shard, ...]:
+        """The files of a labelled set, in the order of its rows."""
+        return tuple(
+            Shard(images.name, rows, fingerprint("shard", labelled=images.labelled, rows=[rows.start, rows.stop]))
+            for rows in _blocks(self.num_images, self.recipe.labels.images_per_file)
+        )
+
+    def image_ids(self, rows: range) -> list[str]:
+        """Stable names of the rows of a set, which are ordered by class, then slot."""
+        per_class = self.recipe.synthesis.images_per_class
+        return [f"{row // per_class:05d}-{row % per_class:05d}" for row in rows]
+
+    def image_labels(self, rows: range) -> list[int]:
+        """Class indices of the rows of a set."""
+        return [row // self.recipe.synthesis.images_per_class for row in rows]
+
+    def _labelled(self, images: str) -> str:
+        fields = result_fields(self.recipe.labels)
+        return fingerprint("labels", fields=fields, seed=self.recipe.seed, pool=self.pool, images=images)
+
+    @property
+    def labels(self) -> str:
+        return self.distilled.labelled
+
+    @cached_property
+    def students(self) -> tuple[StudentRun, ...]:
+        evaluation = self.recipe.evaluation
+        fields = result_fields(evaluation)
+        for key in ("students", "seeds", "controls", "epochs", "full_data_epochs"):
+            del fields[key]  # each student names its own
+
+        def run(row: str, student: str, seed: int, images: ImageSet | None, labels: Literal["soft", "hard"]) -> StudentRun:
+            epochs = evaluation.epochs if images else evaluation.full_data_epochs
+            inputs = {"set": images.labelled} if images else {"train": self.data.train, "seed": self.recipe.seed}
+            return StudentRun(
+                row,
+                student,
+                seed,
+                images,
+                labels,
+                epochs,
+                fingerprint(
+                    "student",
+                    fields=fields,
+                    student=student,
+                    student_seed=seed,
+                    epochs=epochs,
+                    labels=labels,
+                    augmentation=result_fields(self.recipe.labels.augmentation),
+                    test=self.data.test,
+                    **inputs,
+                ),
+            )
+
+        runs = []
+        draws = dict(zip(evaluation.seeds, self.random_sets, strict=False))
+        for student in evaluation.students:
+            for row in ("distilled", *evaluation.controls):
+                for seed in evaluation.seeds:
+                    images = {"distilled": self.distilled, "full_data": None}.get(row, draws.get(seed))
+                    labels: Literal["soft", "hard"] = "soft" if row in ("distilled", "random_soft") else "hard"
+                    runs.append(run(row, student, seed, images, labels))
+        return tuple(runs)
+
+    @cached_property
+    def evaluation(self) -> str:
+        return fingerprint("evaluation", students=[run.fingerprint for run in self.students])
+
+    def stages(self) -> dict[str, str]:
+        """Stage -> fingerprint, in the order of the pipeline."""
+        return {stage: getattr(self, stage) for stage in STAGES}
+
+    def work(self) -> dict[str, tuple[int, str]]:
+        """Stage -> (amount, of what), all of it, reused or not."""
+        recipe = self.recipe
+        num_train, num_members = sum(self.data.counts), len(self.members)
+        student_images = sum((self.num_images if run.images else num_train) * run.epochs for run in self.students)
+        image_steps = self.num_images * recipe.synthesis.steps * recipe.synthesis.models_per_step
+        return {
+            "pool": (num_train * recipe.pool.snapshots[-1] * len(self.bases), "images x epochs x bases"),
+            "statistics": (num_train * num_members, "images x members"),
+            "synthesis": (image_steps, "images x steps x models per step"),
+            "labels": (self.num_images * recipe.labels.views * num_members, "images x views x members"),
+            "evaluation": (student_images, "images x epochs x students"),
+        }
+
+    @property
+    def num_images(self) -> int:
+        return len(self.data.classes) * self.recipe.synthesis.images_per_class
+
+    @property
+    def label_bytes(self) -> int:
+        """Soft labels of the distilled set as float16, before Parquet's compression."""
+        return self.num_images * self.recipe.labels.views * len(self.data.classes) * 2
+
+
+def _blocks(total: int, size: int) -> Iterator[range]:
+    for first in range(0, total, size):
+        yield range(first, min(first + size, total))

@@ -1,0 +1,65 @@
+"""Progress of long work: a bar on a terminal, one line per interval elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TextIO
+
+from tqdm import tqdm
+
+INTERVAL_S = 10.0
+
+
+class Bar:
+    """Progress of one stage, as a number of items done out of a total."""
+
+    def __init__(self, stage: str, total: int, what: str, stream: TextIO) -> None:
+        self._stage, self._total, self._what, self._stream = stage, total, what, stream
+        self._started = self._spoke = time.monotonic()
+        self._bar = None
+        if stream.isatty():
+            layout = "{desc} |{bar}| {n:.1f}/{total} " + what + " {elapsed}<{remaining} {postfix}"
+            self._bar = tqdm(total=total, desc=f"{stage:<10}", bar_format=layout, file=stream, leave=False)
+        else:
+            self._say(0.0, "")
+
+    def update(self, done: float, note: str = "") -> None:
+        """done: items finished, running ones counted by their share."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.n = done
+            self._bar.refresh()
+        elif time.monotonic() - self._spoke >= INTERVAL_S:
+            self._say(done, note)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def _say(self, done: float, note: str) -> None:
+        self._spoke = time.monotonic()
+        elapsed = self._spoke - self._started
+        remaining = f", about {elapsed * (self._total - done) / done:.0f} s left" if done > 0 else ""
+        tail = f", {note}" if note else ""
+        print(f"{self._stage:<10} {done:.1f}/{self._total} {self._what}, {elapsed:.0f} s{remaining}{tail}", file=self._stream, flush=True)
+
+
+class Progress:
+    """What a command tells its user while it works; everything goes to standard error."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+
+    def say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    @contextlib.contextmanager
+    def stage(self, stage: str, total: int, what: str) -> Iterator[Bar]:
+        bar = Bar(stage, total, what, self._stream)
+        try:
+            yield bar
+        finally:
+            bar.close()

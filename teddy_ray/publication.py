@@ -1,0 +1,86 @@
+"""runs/<name>/: the recipe, the summary, the report, and the distilled data set with its card."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from teddy_ray.card import write_card
+from teddy_ray.dataset import seal, shard_name
+from teddy_ray.errors import InputError, Problem
+from teddy_ray.plan import Plan
+from teddy_ray.progress import Progress
+from teddy_ray.recipe import dump_recipe, result_fields
+from teddy_ray.report import write_report
+from teddy_ray.sources import Source
+from teddy_ray.storage import Storage, sha256, to_json
+from teddy_ray.summary import DISTILLED, RECIPE, REPORT, SUMMARY, Summary, read_summary
+
+
+def check_run_folder(storage: Storage, name: str) -> None:
+    """Raises InputError where runs/<name> is something that no run of ours wrote."""
+    folder = f"runs/{name}"
+    if storage.is_file(folder) or (storage.is_folder(folder) and not storage.is_file(f"{folder}/{RECIPE}")):
+        remedy = "this is not a run of teddy-ray and is left alone; choose another name or storage"
+        raise InputError([Problem("name", storage.display(folder), remedy)])
+
+
+def publish_run(plan: Plan, source: Source, storage: Storage, summary: Summary, progress: Progress) -> None:
+    """Write runs/<name>/. A run of another recipe that stands there is kept under a name of its own."""
+    folder = f"runs/{plan.recipe.name}"
+    _make_room(storage, folder, summary, progress)
+    storage.write(f"{folder}/{RECIPE}", dump_recipe(plan.recipe).encode())
+    for name, data in seal(_distilled_files(plan, storage, summary), _facts(plan, summary)):
+        storage.write(f"{folder}/{DISTILLED}/{name}", data)
+    storage.write(f"{folder}/{REPORT}", write_report(plan, source, storage, summary).encode())
+    storage.write(f"{folder}/{SUMMARY}", to_json(summary.to_dict()).encode())
+
+
+def _make_room(storage: Storage, folder: str, summary: Summary, progress: Progress) -> None:
+    previous = read_summary(storage, summary.name)
+    if previous is None:
+        return
+    theirs, ours = (run["stages"]["evaluation"]["fingerprint"] for run in (previous, summary.to_dict()))
+    if theirs == ours:
+        return
+    names = itertools.chain([f"{folder}~{theirs[:8]}"], (f"{folder}~{theirs[:8]}.{i}" for i in itertools.count(2)))
+    kept = next(name for name in names if not storage.is_folder(name))
+    pafs.copy_files(f"{storage.root}/{folder}", f"{storage.root}/{kept}", storage.fs, storage.fs)
+    storage.fs.delete_dir(f"{storage.root}/{folder}")
+    progress.say(f"{storage.display(folder)} held a run of another recipe; it is now {storage.display(kept)}")
+
+
+def _distilled_files(plan: Plan, storage: Storage, summary: Summary) -> Iterator[tuple[str, bytes]]:
+    shards = plan.shards(plan.distilled)
+    for index, shard in enumerate(shards):
+        yield shard_name(index, len(shards)), storage.open("shard", shard.fingerprint).read("rows.parquet")
+    yield "README.md", write_card(plan, summary).encode()
+
+
+def _facts(plan: Plan, summary: Summary) -> dict[str, Any]:
+    """teddy.json: what made the set. Nothing of where or when."""
+    recipe = plan.recipe
+    fields = result_fields(recipe)
+    del fields["data"]["source"], fields["data"]["test_source"]
+    return {
+        "classes": list(plan.data.classes),
+        "images_per_class": recipe.synthesis.images_per_class,
+        "image_size": recipe.data.image_size,
+        "channels": recipe.data.channels,
+        "recipe": fields,
+        "recipe_sha256": sha256(to_json(fields).encode()),
+        "data": {"train": plan.data.train, "validation": plan.data.validation, "test": plan.data.test},
+        "fingerprints": plan.stages(),
+        "pool": list(summary.pool),
+        "views": {
+            "seed": recipe.seed,
+            "set_key": plan.distilled.fingerprint,
+            "augmentation": result_fields(recipe.labels.augmentation),
+            "num_views": recipe.labels.views,
+            "temperature": recipe.labels.temperature,
+        },
+        "versions": dict(summary.versions),
+    }

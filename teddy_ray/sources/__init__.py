@@ -1,0 +1,114 @@
+"""Data sources: scikit-learn's digits, folders of class folders, Parquet; on any file system pyarrow opens."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from teddy_ray.errors import InputError, Problem
+from teddy_ray.recipe import Data
+from teddy_ray.sources.digits import open_digits
+from teddy_ray.sources.folder import open_folder
+from teddy_ray.sources.images import Images, limit, split
+from teddy_ray.sources.parquet import open_parquet
+
+__all__ = ["Images", "Source", "open_source"]
+
+DIGITS = "sklearn:digits"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set in its three disjoint parts. `validation` is the part of the training data left out of training."""
+
+    train: Images
+    validation: Images
+    test: Images
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.train.classes
+
+
+def open_source(data: Data) -> Source:
+    """Index a data set and split it. Raises InputError where it is missing, empty or not of a known form."""
+    if data.source == DIGITS:
+        if data.test_source is not None:
+            raise InputError([Problem("data.test_source", data.test_source, f"leave it out: {DIGITS} has its own test split")])
+        training, test = open_digits(data.image_size, data.channels)
+    else:
+        training = _open("data.source", data.source, data)
+        if data.test_source is None:
+            training, test = split(training, math.ceil(data.test_fraction * len(training)))
+        else:
+            test = _open("data.test_source", data.test_source, data)
+            if test.classes != training.classes:
+                raise InputError(
+                    [Problem("data.test_source", list(test.classes[:5]), f"should have the classes of data.source, {list(training.classes[:5])} ...")]
+                )
+    if data.classes is not None:
+        training, test = _keep_classes(training, data.classes), _keep_classes(test, data.classes)
+    if data.limit_per_class is not None:
+        training = limit(training, data.limit_per_class)
+    source = Source(*split(training, math.ceil(data.validation * len(training))), test)
+    _check_parts(source)
+    return source
+
+
+def _open(key: str, uri: str, data: Data) -> Images:
+    try:
+        if "://" in uri:
+            fs, path = pafs.FileSystem.from_uri(uri)
+        else:
+            fs, path = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+        info = fs.get_file_info(path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise InputError([Problem(key, uri, f"name {DIGITS}, a folder or a Parquet file ({error})")]) from None
+    if info.type == pafs.FileType.NotFound:
+        raise InputError([Problem(key, uri, f"does not exist; name {DIGITS}, a folder of class folders or a Parquet file")])
+    if info.type == pafs.FileType.File:
+        folder, _, name = path.rpartition("/")
+        return _open_parquet(key, uri, fs, folder, [name], data)
+    listing = fs.get_file_info(pafs.FileSelector(path, recursive=True))
+    names = sorted(
+        entry.path[len(path) :].lstrip("/")
+        for entry in listing
+        if entry.type == pafs.FileType.File and entry.path.endswith(".parquet")
+    )
+    if names:
+        return _open_parquet(key, uri, fs, path, names, data)
+    return open_folder(key, fs, path, data.image_size, data.channels)
+
+
+def _open_parquet(key: str, uri: str, fs: pafs.FileSystem, root: str, names: list[str], data: Data) -> Images:
+    try:
+        return open_parquet(key, fs, root, names, data)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError([Problem(key, uri, f"should be readable Parquet ({str(error).splitlines()[0]})")]) from None
+
+
+def _keep_classes(images: Images, classes: tuple[str, ...]) -> Images:
+    if unknown := [name for name in classes if name not in images.classes]:
+        raise InputError([Problem("data.classes", unknown, f"should be classes of the data: {', '.join(images.classes[:20])}")])
+    old_to_new = np.full(len(images.classes), -1, dtype=np.int64)
+    for new, name in enumerate(classes):
+        old_to_new[images.classes.index(name)] = new
+    labels = old_to_new[images.labels]
+    kept = images.select(np.flatnonzero(labels >= 0))
+    return Images(**{**kept.__dict__, "classes": classes, "labels": labels[labels >= 0]})
+
+
+def _check_parts(source: Source) -> None:
+    counts = np.bincount(source.train.labels, minlength=len(source.classes))
+    if missing := [name for name, count in zip(source.classes, counts, strict=True) if count == 0]:
+        raise InputError(
+            [Problem("data.source", missing[:10], "these classes have no image left to train on; add images or leave them out with data.classes")]
+        )
+    for key, images in (("data.validation", source.validation), ("data.test_fraction", source.test)):
+        if not len(images):
+            raise InputError([Problem(key, 0, "no image falls into this part; add images or raise the share")])

@@ -1,0 +1,53 @@
+"""Where workers post their progress and the driver reads it."""
+
+from __future__ import annotations
+
+import time
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+MIN_INTERVAL_S = 1.0
+
+
+class _Counts:
+    def __init__(self) -> None:
+        self._shares: dict[str, float] = {}
+        self._note = ""
+
+    def post(self, item: str, share: float, note: str) -> None:
+        self._shares[item] = share
+        self._note = f"{item}: {note}"
+
+    def read(self, finished: list[str]) -> tuple[float, str]:
+        for item in finished:
+            self._shares.pop(item, None)
+        return sum(self._shares.values()), self._note
+
+
+class Board:
+    """The driver's side. Lives on the driver's own node, so that no other node's death takes it."""
+
+    def __init__(self) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        self.actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Counts).remote()
+
+    def read(self, finished: list[str]) -> tuple[float, str]:
+        """The running items' shares done, summed, and the latest note. Items that finished are forgotten."""
+        share, note = ray.get(self.actor.read.remote(finished))
+        return share, note
+
+    def poster(self) -> Poster:
+        return Poster(self.actor)
+
+
+class Poster:
+    """A worker's side: picklable, posts at most once per interval, and never waits."""
+
+    def __init__(self, actor: ray.actor.ActorHandle) -> None:
+        self._actor, self._last = actor, 0.0
+
+    def __call__(self, item: str, share: float, note: str) -> None:
+        if time.monotonic() - self._last >= MIN_INTERVAL_S:
+            self._last = time.monotonic()
+            self._actor.post.remote(item, share, note)

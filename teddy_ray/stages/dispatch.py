@@ -1,0 +1,104 @@
+"""Hands items to actors as they become free; does again what was lost with its worker."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from teddy_ray.errors import StageError
+from teddy_ray.progress import Bar
+from teddy_ray.stages.board import Board
+
+MAX_ATTEMPTS = 5
+POLL_S = 0.5
+
+
+class Item(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+T = TypeVar("T", bound=Item)
+
+
+@dataclass
+class Dispatcher(Generic[T]):
+    """Runs items on at most `num_workers` actors and yields (item, result) as they finish.
+
+    start_worker: makes an actor. submit: hands it an item, gives the reference of its result.
+    exclusive: a key that no two running items may share, such as the classes of a unit.
+    An error of the item's own ends the dispatch; an item lost with its worker is done again, MAX_ATTEMPTS at most.
+    Memory is that of the items under way and a few put off, however many there are.
+    """
+
+    stage: str
+    start_worker: Callable[[], Any]
+    submit: Callable[[Any, T], ray.ObjectRef[Any]]
+    num_workers: int
+    exclusive: Callable[[T], Hashable] = lambda item: item.name
+    _running: dict[ray.ObjectRef[Any], tuple[Any, T]] = field(init=False, default_factory=dict)
+    _idle: list[Any] = field(init=False, default_factory=list)
+    _put_off: deque[T] = field(init=False, default_factory=deque)
+    _attempts: dict[str, int] = field(init=False, default_factory=dict)
+
+    def run(self, items: Iterable[T], bar: Bar, board: Board) -> Iterator[tuple[T, Any]]:
+        source = iter(items)
+        finished: list[str] = []
+        num_done = 0
+        try:
+            while True:
+                while self._num_workers_free() and (item := self._next(source)) is not None:
+                    worker = self._idle.pop() if self._idle else self.start_worker()
+                    self._running[self.submit(worker, item)] = worker, item
+                if not self._running:
+                    return
+                done, _ = ray.wait(list(self._running), timeout=POLL_S)
+                for reference in done:
+                    worker, item = self._running.pop(reference)
+                    try:
+                        result = ray.get(reference)
+                    except RayActorError as error:
+                        self._retry(item, error)
+                        ray.kill(worker)  # unreachable is not dead: it must not publish on
+                        continue
+                    except RayTaskError as error:
+                        raise error.cause or error from None
+                    self._idle.append(worker)
+                    self._attempts.pop(item.name, None)
+                    finished.append(item.name)
+                    num_done += 1
+                    yield item, result
+                share, note = board.read(finished)
+                finished.clear()
+                bar.update(num_done + share, note)
+        finally:
+            for worker in [*self._idle, *(worker for worker, _ in self._running.values())]:
+                ray.kill(worker)
+
+    def _num_workers_free(self) -> int:
+        return self.num_workers - len(self._running)
+
+    def _next(self, source: Iterator[T]) -> T | None:
+        """The first item whose exclusive key is free, looking ahead no further than a few items per worker."""
+        busy = {self.exclusive(item) for _, item in self._running.values()}
+        for index, item in enumerate(self._put_off):
+            if self.exclusive(item) not in busy:
+                del self._put_off[index]
+                return item
+        while len(self._put_off) < 4 * self.num_workers and (item := next(source, None)) is not None:
+            if self.exclusive(item) not in busy:
+                return item
+            self._put_off.append(item)
+        return None
+
+    def _retry(self, item: T, error: RayActorError) -> None:
+        attempts = self._attempts.get(item.name, 1)
+        if attempts == MAX_ATTEMPTS:
+            raise StageError(self.stage, item.name, f"lost with its worker {attempts} times; the last time: {error}")
+        self._attempts[item.name] = attempts + 1
+        self._put_off.appendleft(item)

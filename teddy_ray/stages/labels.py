@@ -1,0 +1,109 @@
+"""Stage 4, on Ray actors: the ensemble's soft label of every view of the stored 8-bit images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import ray
+
+from teddy_ray.dataset import LabelledImages, concatenate, decode, encode
+from teddy_ray.device import prepare
+from teddy_ray.labels import Views, label_views
+from teddy_ray.plan import ImageSet, Plan, Shard
+from teddy_ray.progress import Bar
+from teddy_ray.sources import Source
+from teddy_ray.stages.board import Poster
+from teddy_ray.stages.dispatch import Dispatcher
+from teddy_ray.stages.pool import load_members
+from teddy_ray.stages.session import Session
+from teddy_ray.stages.synthesis import read_set
+from teddy_ray.storage import Storage
+from teddy_ray.synthesis import from_pixels
+
+
+def run(session: Session) -> None:
+    """Label the distilled set."""
+    label_sets(session, [session.plan.distilled])
+
+
+def label_sets(session: Session, sets: Sequence[ImageSet]) -> None:
+    """Label the shards that are not there yet, then publish each set's list of shards."""
+    started = time.monotonic()
+    plan, storage, part = session.plan, session.storage, session.recipe.labels
+    shards = {shard: images for images in sets for shard in plan.shards(images)}
+    missing = [shard for shard in shards if not storage.has("shard", shard.fingerprint)]
+    if missing:
+        session.start()
+        settings = (plan, storage, session.source_ref, session.board.poster())
+        actor = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)(Labeller)
+        dispatcher = Dispatcher[Shard](
+            "labels",
+            start_worker=lambda: actor.remote(*settings),
+            submit=lambda worker, shard: worker.label.remote(shard, shards[shard]),
+            num_workers=session.workers(part, at_most=len(missing)),
+        )
+        with session.progress.stage("labels", len(missing), "files") as bar:
+            _drain(dispatcher, missing, bar, session)
+    for images in sets:
+        manifests = [storage.open("shard", shard.fingerprint).manifest for shard in plan.shards(images)]
+        with storage.publish("labels", images.labelled) as draft:
+            draft.facts = {
+                "set": images.name,
+                "shards": [shard.fingerprint for shard in plan.shards(images)],
+                "seconds": time.monotonic() - started,
+                "worker_seconds": sum(manifest["seconds"] for manifest in manifests),
+            }
+
+
+def _drain(dispatcher: Dispatcher[Shard], missing: Sequence[Shard], bar: Bar, session: Session) -> None:
+    for _ in dispatcher.run(missing, bar, session.board):
+        pass
+
+
+def read_labelled(storage: Storage, images: ImageSet) -> LabelledImages:
+    """A labelled set, read back as it was published."""
+    shards = storage.open("labels", images.labelled).manifest["shards"]
+    return concatenate([decode(storage.open("shard", shard).read("rows.parquet"))[0] for shard in shards])
+
+
+def views_of(plan: Plan, images: ImageSet) -> Views:
+    """How the views of a set are drawn."""
+    labels = plan.recipe.labels
+    return Views(
+        seed=plan.recipe.seed, set_key=images.fingerprint, augmentation=labels.augmentation, num_views=labels.views
+    )
+
+
+class Labeller:
+    """Holds the members on its device; labels one shard at a time and publishes it."""
+
+    def __init__(self, plan: Plan, storage: Storage, source: Source, poster: Poster) -> None:
+        part = plan.recipe.labels
+        self._plan, self._storage, self._source, self._poster = plan, storage, source, poster
+        self._device = prepare(part.threads, part.gpus_per_worker)
+        self._models = [model.to(self._device) for model in load_members(plan, storage, plan.members)]
+
+    def label(self, shard: Shard, images: ImageSet) -> None:
+        started = time.monotonic()
+        plan, part = self._plan, self._plan.recipe.labels
+        views = views_of(plan, images)
+        pixels = read_set(plan, self._source, self._storage, images)
+        soft = []
+        for first in range(shard.rows.start, shard.rows.stop, part.batch_size):
+            rows = range(first, min(first + part.batch_size, shard.rows.stop))
+            x = from_pixels(pixels[rows.start : rows.stop], self._device)
+            soft.append(label_views(self._models, x, views.boxes(plan.image_ids(rows)), part.temperature))
+            self._poster(shard.name, (rows.stop - shard.rows.start) / len(shard.rows), f"{rows.stop} images")
+        rows = shard.rows
+        labelled = LabelledImages(
+            ids=plan.image_ids(rows),
+            images=pixels[rows.start : rows.stop],
+            labels=np.array(plan.image_labels(rows), dtype=np.int64),
+            soft_labels=np.concatenate(soft),
+        )
+        with self._storage.publish("shard", shard.fingerprint) as draft:
+            data, png_bytes = encode(labelled, plan.data.classes)
+            draft.write("rows.parquet", data)
+            draft.facts = {"name": shard.name, "png_bytes": png_bytes, "seconds": time.monotonic() - started}

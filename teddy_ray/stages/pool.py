@@ -1,0 +1,203 @@
+"""Stage 1, on Ray Train: train the bases and keep their snapshots, the pool M = {T_1, ..., T_e}."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.train
+from ray.exceptions import RayActorError
+from ray.train.torch import TorchConfig, TorchTrainer
+from torch import nn
+
+from teddy_ray.device import prepare
+from teddy_ray.errors import InputError, StageError
+from teddy_ray.models import Classifier, build, freeze
+from teddy_ray.plan import Base, Member, Plan
+from teddy_ray.pool import train_base
+from teddy_ray.progress import Bar
+from teddy_ray.recipe import Pool
+from teddy_ray.sources import Images, Source
+from teddy_ray.stages.board import Poster
+from teddy_ray.stages.session import Session
+from teddy_ray.storage import Storage
+
+MAX_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What a training worker is given."""
+
+    pool: Pool
+    bases: Sequence[Base]
+    source: ray.ObjectRef[Source]
+    storage: Storage
+    poster: Poster
+
+
+def run(session: Session) -> None:
+    """Train the bases that are not there yet, several at a time, then publish the list of members."""
+    started = time.monotonic()
+    plan, storage = session.plan, session.storage
+    missing = [base for base in plan.bases if not storage.has("base", base.fingerprint)]
+    if missing:
+        session.start()
+        with session.progress.stage("pool", len(missing), "bases") as bar:
+            for attempt in range(1, MAX_ATTEMPTS + 1):
+                if _train(session, missing, bar, last_attempt=attempt == MAX_ATTEMPTS):
+                    break
+                missing = [base for base in missing if not storage.has("base", base.fingerprint)]
+    manifests = {base: storage.open("base", base.fingerprint).manifest for base in plan.bases}
+    with storage.publish("pool", plan.pool) as draft:
+        draft.facts = {
+            "classes": list(plan.data.classes),
+            "members": [
+                {
+                    "name": member.name,
+                    "architecture": member.base.architecture,
+                    "seed": member.base.seed,
+                    "epoch": member.epoch,
+                    "validation_accuracy": manifests[member.base]["validation_accuracy"][str(member.epoch)],
+                    "base": member.base.fingerprint,
+                    "file": member.file,
+                }
+                for member in plan.members
+            ],
+            "seconds": time.monotonic() - started,
+            "worker_seconds": sum(manifest["seconds"] for manifest in manifests.values()),
+        }
+
+
+def load_members(plan: Plan, storage: Storage, members: Sequence[Member]) -> list[nn.Module]:
+    """The members' models, frozen, in evaluation mode, on the CPU."""
+    return [freeze(_load(plan, storage, member)) for member in members]
+
+
+def _load(plan: Plan, storage: Storage, member: Member) -> Classifier:
+    data = plan.recipe.data
+    model = build(
+        member.base.architecture,
+        num_classes=len(plan.data.classes),
+        channels=data.channels,
+        image_size=data.image_size,
+    )
+    model.load_state_dict(storage.open("base", member.base.fingerprint).tensors(member.file))
+    return model
+
+
+def _train(session: Session, bases: Sequence[Base], bar: Bar, *, last_attempt: bool) -> bool:
+    """One run of Ray Train over the bases. False where workers were lost and it should be run again."""
+    pool = session.recipe.pool
+    job = _Job(pool, bases, session.source_ref, session.storage, session.board.poster())
+    resources = {"CPU": pool.threads}
+    if pool.gpus_per_worker:
+        resources["GPU"] = pool.gpus_per_worker
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=session.workers(pool, at_most=len(bases)),
+            use_gpu=pool.gpus_per_worker > 0,
+            resources_per_worker=resources,
+        ),
+        # each worker trains bases of its own, so the process group carries nothing that would want nccl
+        torch_config=TorchConfig(backend="gloo"),
+        run_config=ray.train.RunConfig(
+            name="pool",
+            storage_path=session.storage.session_folder("train"),
+            storage_filesystem=session.storage.fs,
+            failure_config=ray.train.FailureConfig(max_failures=0),
+        ),
+    )
+    error = _fit(trainer, session, bar)
+    if error is None:
+        return True
+    if not isinstance(error, ray.train.WorkerGroupError):
+        raise error
+    # A failure of the work itself ends the run; a lost worker is replaced, and bases it had published stay.
+    for failure in error.worker_failures.values():
+        cause = getattr(failure, "cause", None) or failure.__cause__ or failure
+        if isinstance(cause, InputError | StageError):
+            raise cause from None
+    lost = all(isinstance(failure, RayActorError) for failure in error.worker_failures.values())
+    if last_attempt or not lost:
+        raise StageError("pool", ", ".join(base.name for base in bases), str(error)) from None
+    return False
+
+
+def _fit(trainer: TorchTrainer, session: Session, bar: Bar) -> BaseException | None:
+    """Run the trainer while showing progress; returns what it raised.
+
+    In a thread of its own, where Ray Train leaves the handling of Ctrl-C to us.
+    """
+    outcome: list[BaseException | None] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            outcome.append(None)
+        except Exception as error:  # handed to the main thread, which decides
+            outcome.append(error)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.5)
+        bar.update(*session.board.read([]))
+    return outcome[0]
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """Runs in each worker: trains and publishes every num_workers-th base."""
+    job: _Job = config["job"]
+    context = ray.train.get_context()
+    device = prepare(job.pool.threads, job.pool.gpus_per_worker)
+    source: Source = ray.get(job.source)
+    train, validation = source.train.read(), source.validation.read()
+    for base in job.bases[context.get_world_rank() :: context.get_world_size()]:
+        _publish_base(base, job, source.train, train, (validation, source.validation.labels), device)
+
+
+def _publish_base(base: Base, job: _Job, index: Images, images: Any, validation: Any, device: Any) -> None:
+    started = time.monotonic()
+    accuracies: dict[str, float] = {}
+    losses: list[float] = []
+    num_epochs = job.pool.snapshots[-1]
+    with job.storage.publish("base", base.fingerprint) as draft:
+
+        def keep(epoch: int, model: nn.Module, accuracy: float) -> None:
+            accuracies[str(epoch)] = accuracy
+            draft.write_tensors(Member(base, epoch).file, model.state_dict())
+
+        def report(epoch: int, loss: float) -> None:
+            losses.append(loss)
+            job.poster(base.name, epoch / num_epochs, f"epoch {epoch}/{num_epochs}, loss {loss:.3f}")
+
+        try:
+            train_base(
+                images,
+                index.labels,
+                validation,
+                job.pool,
+                architecture=base.architecture,
+                seed=base.seed,
+                num_classes=len(index.classes),
+                device=device,
+                on_snapshot=keep,
+                on_epoch=report,
+            )
+        except FloatingPointError as error:
+            raise StageError("pool", base.name, f"{error} (pool.learning_rate)") from None
+        draft.facts = {
+            "architecture": base.architecture,
+            "seed": base.seed,
+            "classes": list(index.classes),
+            "validation_accuracy": accuracies,
+            "losses": losses,
+            "seconds": time.monotonic() - started,
+        }

@@ -1,0 +1,211 @@
+"""Content-addressed artifacts: artifacts/<stage>/<fingerprint>/ with a manifest, published whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from teddy_ray.errors import InputError, Problem
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MANIFEST = "manifest.json"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def to_json(value: Any) -> str:
+    """The one way JSON is written: sorted, indented, with a final newline, so that equal content is equal bytes."""
+    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A published artifact. manifest["files"] holds size and SHA-256 of each file, the rest is the stage's own."""
+
+    storage: Storage
+    path: str
+    manifest: Mapping[str, Any]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file. Raises InputError where they are not those that were published."""
+        data = self.storage.read(f"{self.path}/{name}")
+        if sha256(data) != self.manifest["files"][name]["sha256"]:
+            raise InputError(
+                [Problem("storage", f"{self.path}/{name}", "the file has changed since; delete its folder and run again")]
+            )
+        return data
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a safetensors file."""
+        from safetensors.torch import load  # here, for a run that only looks needs no torch
+
+        return load(self.read(name))
+
+
+class Draft:
+    """An artifact in the making: files are written under `folder`, facts go into the manifest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.facts: dict[str, Any] = {}
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        from safetensors.torch import save
+
+        self.write(name, save({key: value.detach().cpu().contiguous() for key, value in tensors.items()}))
+
+
+class Storage:
+    """A path or any URI that pyarrow.fs opens. Picklable; workers of one session share its staging folder."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.session = uuid.uuid4().hex
+        try:
+            if "://" in uri:
+                self.fs, self.root = pafs.FileSystem.from_uri(uri)
+            else:
+                self.fs, self.root = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+            raise InputError([Problem("storage", uri, f"give a path or a URI such as s3://bucket/folder ({error})")]) from None
+        self.is_local = isinstance(self.fs, pafs.LocalFileSystem)
+
+    # -- files -------------------------------------------------------------------------------------------------
+
+    def read(self, path: str) -> bytes:
+        with self.fs.open_input_stream(f"{self.root}/{path}") as stream:
+            data: bytes = stream.read()
+        return data
+
+    def write(self, path: str, data: bytes) -> None:
+        """Write one file so that a reader sees the old bytes or the new, never a part."""
+        target = f"{self.root}/{path}"
+        self.fs.create_dir(os.path.dirname(target), recursive=True)
+        if not self.is_local:  # object stores replace an object whole
+            with self.fs.open_output_stream(target) as stream:
+                stream.write(data)
+            return
+        partial = f"{target}.{uuid.uuid4().hex}"
+        Path(partial).write_bytes(data)
+        os.replace(partial, target)
+
+    def is_file(self, path: str) -> bool:
+        return bool(self.fs.get_file_info(f"{self.root}/{path}").type == pafs.FileType.File)
+
+    def is_folder(self, path: str) -> bool:
+        return bool(self.fs.get_file_info(f"{self.root}/{path}").type == pafs.FileType.Directory)
+
+    def display(self, path: str) -> str:
+        """How a person would name the path."""
+        if self.is_local:
+            return os.path.relpath(f"{self.root}/{path}") if self.uri == "." else os.path.join(self.uri, path)
+        return f"{self.uri.rstrip('/')}/{path}"
+
+    def check_writable(self) -> None:
+        """Raises InputError where nothing can be written; leaves nothing behind."""
+        try:
+            if self.is_local:
+                existing = Path(self.root)
+                while not existing.exists() and existing != existing.parent:
+                    existing = existing.parent
+                with tempfile.TemporaryFile(dir=existing):
+                    return
+            probe = f".probe-{self.session}"
+            self.write(probe, b"")
+            self.fs.delete_file(f"{self.root}/{probe}")
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise InputError([Problem("storage", self.uri, f"name a place that can be written ({reason})")]) from None
+
+    # -- artifacts ---------------------------------------------------------------------------------------------
+
+    def has(self, stage: str, fingerprint: str) -> bool:
+        return self.is_file(f"artifacts/{stage}/{fingerprint}/{MANIFEST}")
+
+    def open(self, stage: str, fingerprint: str) -> Artifact:
+        path = f"artifacts/{stage}/{fingerprint}"
+        try:
+            manifest = json.loads(self.read(f"{path}/{MANIFEST}"))
+        except FileNotFoundError:
+            raise InputError(
+                [Problem("storage", self.display(path), "this artifact is gone, but others refer to it; delete those and run again")]
+            ) from None
+        return Artifact(self, path, manifest)
+
+    @contextlib.contextmanager
+    def publish(self, stage: str, fingerprint: str) -> Iterator[Draft]:
+        """A draft that is published when the block ends, and thrown away if it raises.
+
+        Where another worker has published the same fingerprint meanwhile, its copy stays.
+        """
+        staging = Path(self._staging if self.is_local else tempfile.gettempdir())
+        staging.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=staging))
+        try:
+            draft = Draft(folder)
+            yield draft
+            files = {
+                path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path.read_bytes())}
+                for path in sorted(folder.rglob("*"))
+                if path.is_file()
+            }
+            manifest = {**draft.facts, "stage": stage, "fingerprint": fingerprint, "files": files}
+            draft.write(MANIFEST, to_json(manifest).encode())
+            self._commit(folder, f"{self.root}/artifacts/{stage}/{fingerprint}")
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def close_session(self) -> None:
+        """Remove the session's folder, drafts of killed workers included. Published artifacts stay."""
+        folder = os.path.dirname(self._staging)
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_dir(folder)
+        if self.is_local:
+            with contextlib.suppress(OSError):
+                os.rmdir(os.path.dirname(folder))  # only if no other session is at work
+
+    def session_folder(self, name: str) -> str:
+        """A place for files of this session alone, gone when it closes."""
+        return f"{self.root}/artifacts/.staging/{self.session}/{name}"
+
+    @property
+    def _staging(self) -> str:
+        return self.session_folder("drafts")
+
+    def _commit(self, folder: Path, target: str) -> None:
+        if self.is_local:
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            folder.chmod(0o755)  # mkdtemp's folders are private
+            try:
+                os.rename(folder, target)
+            except OSError as error:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
+            return
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        names.sort(key=lambda name: name == MANIFEST)  # the manifest last: it is what makes the artifact exist
+        for name in names:
+            with self.fs.open_output_stream(f"{target}/{name}") as stream:
+                stream.write((folder / name).read_bytes())

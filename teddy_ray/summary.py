@@ -1,0 +1,100 @@
+"""The figures of a finished run, read from its artifacts."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any
+
+from teddy_ray.plan import Plan
+from teddy_ray.records import Row, Score, tabulate
+from teddy_ray.storage import Storage
+
+PACKAGES = ("teddy_ray", "torch", "torchvision", "ray", "numpy", "pyarrow")
+
+RECIPE, SUMMARY, REPORT, DISTILLED = "recipe.yaml", "summary.json", "report.html", "distilled"
+"""What runs/<name>/ holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What summary.json holds. Accuracies are fractions; seconds are wall time of the session that did the work,
+    worker_seconds the sum over its workers; rates are work per worker and second, as `Plan.work` counts it."""
+
+    name: str
+    accuracy: Mapping[str, Row]
+    improvement_over_random: float | None
+    stages: Mapping[str, Mapping[str, Any]]
+    images: int
+    images_per_class: int
+    num_classes: int
+    num_test: int
+    num_train: int
+    bytes: Mapping[str, int]
+    synthesis: Mapping[str, float]
+    rates: Mapping[str, float]
+    pool: Sequence[Mapping[str, Any]]
+    versions: Mapping[str, str]
+    device: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change bytes."""
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
+
+
+def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary:
+    """Collect the figures of a run whose stages are all published."""
+    manifests = {stage: storage.open(stage, fingerprint).manifest for stage, fingerprint in plan.stages().items()}
+    rows = tabulate(Score(**score) for score in manifests["evaluation"]["scores"])
+    distilled, random = rows["distilled"], rows.get("random_soft")
+    data, synthesis = plan.recipe.data, manifests["synthesis"]
+    stored = [
+        storage.open("shard", shard.fingerprint).manifest for shard in plan.shards(plan.distilled)
+    ]
+    return Summary(
+        name=plan.recipe.name,
+        accuracy=rows,
+        improvement_over_random=distilled.mean - random.mean if random else None,
+        stages={
+            stage: {
+                "seconds": manifest["seconds"],
+                "worker_seconds": manifest["worker_seconds"],
+                "reused": stage in reused,
+                "fingerprint": manifest["fingerprint"],
+            }
+            for stage, manifest in manifests.items()
+        },
+        images=plan.num_images,
+        images_per_class=plan.recipe.synthesis.images_per_class,
+        num_classes=len(plan.data.classes),
+        num_test=plan.data.num_test,
+        num_train=sum(plan.data.counts),
+        bytes={
+            "images": sum(manifest["png_bytes"] for manifest in stored),
+            "images_raw": plan.num_images * data.channels * data.image_size**2,
+            "labels": plan.label_bytes,
+            "stored": sum(file["bytes"] for manifest in stored for file in manifest["files"].values()),
+        },
+        synthesis={"images_steps_per_s": synthesis["images_steps_per_s"], "units": len(synthesis["units"])},
+        rates={
+            stage: amount / manifests[stage]["worker_seconds"]
+            for stage, (amount, _) in plan.work().items()
+            if manifests[stage]["worker_seconds"] > 0
+        },
+        pool=manifests["pool"]["members"],
+        versions=versions(),
+        device=synthesis["device"],
+    )
+
+
+def read_summary(storage: Storage, name: str) -> dict[str, Any] | None:
+    """The summary of the latest run of that name, if there is one."""
+    path = f"runs/{name}/{SUMMARY}"
+    return dict(json.loads(storage.read(path))) if storage.is_file(path) else None

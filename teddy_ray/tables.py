@@ -1,0 +1,138 @@
+"""What the commands print: results and plans as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from teddy_ray.plan import Plan
+from teddy_ray.records import Row
+from teddy_ray.storage import Storage
+from teddy_ray.summary import DISTILLED, REPORT, Summary, read_summary
+
+TITLES = {
+    "distilled": "distilled",
+    "random_soft": "random real images, same soft labels",
+    "random_hard": "random real images, hard labels",
+    "full_data": "whole training set, hard labels",
+}
+
+
+def title(row: str) -> str:
+    """What a row of the table is called, such as `distilled (student resnet18)`."""
+    name, _, student = row.partition("/")
+    return f"{TITLES[name]} (student {student})" if student else TITLES[name]
+
+
+def verdict(summary: Summary) -> str:
+    """What the table says, in a sentence: the distilled set against random real images under equal labels."""
+    gain = summary.improvement_over_random
+    if gain is None:
+        return "No control of random real images under equal labels was asked for: this says little about the distillation."
+    distilled, random = summary.accuracy["distilled"], summary.accuracy["random_soft"]
+    noise = max(distilled.std or 0.0, random.std or 0.0)
+    points = f"{100 * gain:+.1f} points against random real images under equal labels at {distilled.student_steps} student steps"
+    if gain > noise:
+        return f"Distilled: {points}."
+    judgement = "no better" if gain >= -noise else "worse"
+    return f"Distilled: {points}: {judgement} than its control (the larger standard deviation is {100 * noise:.1f} points)."
+
+
+def images_of(row: str, summary: Summary) -> int:
+    """How many images a row's students learn from."""
+    return summary.num_train if row.startswith("full_data") else summary.images
+
+
+def results_table(summary: Summary, storage: Storage) -> str:
+    """The final table."""
+    header = ("", "accuracy", "n", "images", "labels", "student steps")
+    rows = [
+        (title(name), str(row), str(row.n), f"{images_of(name, summary):,}", row.labels, f"{row.student_steps:,}")
+        for name, row in summary.accuracy.items()
+    ]
+    stages = [
+        (stage, f"{facts['seconds']:.1f}", f"{facts['worker_seconds']:.1f}", "reused" if facts["reused"] else "computed")
+        for stage, facts in summary.stages.items()
+    ]
+    stages.append(("total", f"{sum(facts['seconds'] for facts in summary.stages.values()):.1f}", "", ""))
+    first = summary.accuracy["distilled"]
+    size = summary.bytes
+    return "\n".join(
+        [
+            "",
+            f"{summary.name}: {summary.images} images, {summary.images_per_class} per class. Accuracy of {first.student} "
+            f"on the {summary.num_test} images of the test split, after the last epoch; mean ± standard deviation over n.",
+            "",
+            _align([header, *rows]),
+            "",
+            verdict(summary),
+            *_counts(summary.accuracy),
+            "",
+            f"bytes: {size['images']:,} as PNG ({size['images_raw']:,} raw pixels), {size['labels']:,} of soft labels, "
+            f"{size['stored']:,} as stored",
+            f"synthesis: {summary.synthesis['images_steps_per_s']:,.0f} images·steps/s per worker; device: {summary.device}",
+            "",
+            _align([("stage", "seconds", "worker seconds", ""), *stages]),
+            "",
+            f"report: {storage.display(f'runs/{summary.name}/{REPORT}')}",
+            f"data:   {storage.display(f'runs/{summary.name}/{DISTILLED}')}",
+        ]
+    )
+
+
+def plan_table(plan: Plan, storage: Storage) -> str:
+    """What distill would do, with times from the rates of the last run of that name."""
+    last = read_summary(storage, plan.recipe.name)
+    rows = []
+    for stage, fingerprint in plan.stages().items():
+        amount, what = plan.work()[stage]
+        rate = last["rates"].get(stage) if last else None
+        estimate = f"{amount / rate:.0f} worker seconds" if rate else "uncalibrated"
+        there = storage.has(stage, fingerprint)
+        rows.append((stage, fingerprint[:8], "reused" if there else "to compute", f"{amount:,} {what}", "" if there else estimate))
+    recipe, data = plan.recipe, plan.data
+    return "\n".join(
+        [
+            f"{recipe.name}: {len(data.classes)} classes, {sum(data.counts):,} training and {data.num_test:,} test images",
+            f"pool: {len(plan.members)} members from {len(plan.bases)} bases",
+            f"synthesis: {plan.num_images:,} images in {plan.num_units:,} units of at most "
+            f"{recipe.synthesis.classes_per_unit} classes x {recipe.synthesis.slots_per_unit} slots",
+            f"labels: {plan.label_bytes:,} bytes before compression",
+            f"memory per worker: {model_bytes(plan):,} bytes of weights (all members), "
+            f"{sum(data.counts) * recipe.data.channels * recipe.data.image_size**2:,} bytes of training images in the pool stage",
+            f"students: {len(plan.students)}",
+            "",
+            _align([("stage", "fingerprint", "", "work", "time"), *rows]),
+        ]
+    )
+
+
+def model_bytes(plan: Plan) -> int:
+    """Bytes of the weights of all members."""
+    import torch
+
+    from teddy_ray import models
+
+    data = plan.recipe.data
+    total = 0
+    for base in plan.bases:
+        with torch.device("meta"):
+            model = models.build(
+                base.architecture, num_classes=len(plan.data.classes), channels=data.channels, image_size=data.image_size
+            )
+        total += sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return total * len(plan.recipe.pool.snapshots)
+
+
+def _counts(rows: Mapping[str, Row]) -> list[str]:
+    return [f"n of {title(name)}: {row.n_counts}" for name, row in rows.items()]
+
+
+def _align(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+

@@ -1,0 +1,68 @@
+"""One training loop, for the bases of the pool and for students: AdamW, soft targets, a cosine to 0."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
+"""epoch -> batches of (images (n c h w) in [0, 1], targets (n classes), rows that sum to 1)."""
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    learning_rate: float,
+    weight_decay: float,
+    temperature: float = 1.0,
+    warmup_epochs: int = 0,
+    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+) -> None:
+    """Train in place. on_epoch is called after each epoch with its number, from 1, and its mean loss.
+
+    The loss is tau^2 CE(targets, softmax(logits / tau)), whose gradient is that of tau^2 KL(targets || student).
+    Raises FloatingPointError naming the epoch where a loss is not finite.
+    """
+    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    total, warmup = epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warmup_cosine(step, total, warmup))
+    for epoch in range(1, epochs + 1):
+        model.train()
+        losses = []
+        for images, targets in batches(epoch):
+            loss = F.cross_entropy(model(images) / temperature, targets) * temperature**2
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.detach())
+        mean_loss = float(torch.stack(losses).mean())
+        if not math.isfinite(mean_loss):
+            raise FloatingPointError(f"the loss is not finite in epoch {epoch}; lower the learning rate")
+        on_epoch(epoch, mean_loss)
+
+
+@torch.inference_mode()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
+    """Share of images (n c h w) that the model, in evaluation mode, puts into their class."""
+    was_training = model.training
+    model.eval()
+    correct = sum(
+        int((model(x).argmax(1) == y).sum())
+        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    )
+    model.train(was_training)
+    return correct / len(images)
+
+
+def _warmup_cosine(step: int, total: int, warmup: int) -> float:
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
