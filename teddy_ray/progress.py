@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -51,7 +52,8 @@ class Progress:
     """What a command tells its user while it works; everything goes to standard error."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+        # a descriptor of its own, so that a bar is drawn even while standard error is being filtered
+        self._stream = stream or os.fdopen(os.dup(sys.stderr.fileno()), "w")
 
     def say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +25,11 @@ CHECK_EVERY = 25
 
 @dataclass(frozen=True)
 class Member:
-    """A frozen model of the pool with the moments of the data at its taps."""
+    """A frozen model of the pool with the moments of the data at its taps, by layer."""
 
     name: str
     model: nn.Module
-    moments: Sequence[Moments]
+    moments: Mapping[str, Moments]
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,8 @@ def optimise_unit(
     with contextlib.ExitStack() as stack:
         taps = [stack.enter_context(Taps(member.model)) for member in members]
         targets = [
-            make_targets(member.moments, y, scope=scope, blend=blend, device=device) for member in members
+            make_targets([member.moments[layer] for layer in tap.layers], y, scope=scope, blend=blend, device=device)
+            for member, tap in zip(members, taps, strict=True)
         ]
         for step in range(synthesis.steps):
             drawn[step] = generator("members", recipe.seed, key, step).choice(len(members), n, replace=False)

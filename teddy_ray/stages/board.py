@@ -19,9 +19,8 @@ class _Counts:
         self._shares[item] = share
         self._note = f"{item}: {note}"
 
-    def read(self, finished: list[str]) -> tuple[float, str]:
-        for item in finished:
-            self._shares.pop(item, None)
+    def read(self, running: list[str]) -> tuple[float, str]:
+        self._shares = {item: self._shares.get(item, 0.0) for item in running}
         return sum(self._shares.values()), self._note
 
 
@@ -32,9 +31,9 @@ class Board:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self.actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Counts).remote()
 
-    def read(self, finished: list[str]) -> tuple[float, str]:
-        """The running items' shares done, summed, and the latest note. Items that finished are forgotten."""
-        share, note = ray.get(self.actor.read.remote(finished))
+    def read(self, running: list[str]) -> tuple[float, str]:
+        """The shares done of the items that run, summed, and the latest note. All other items are forgotten."""
+        share, note = ray.get(self.actor.read.remote(running))
         return share, note
 
     def poster(self) -> Poster:

@@ -48,7 +48,6 @@ class Dispatcher(Generic[T]):
 
     def run(self, items: Iterable[T], bar: Bar, board: Board) -> Iterator[tuple[T, Any]]:
         source = iter(items)
-        finished: list[str] = []
         num_done = 0
         try:
             while True:
@@ -70,11 +69,9 @@ class Dispatcher(Generic[T]):
                         raise error.cause or error from None
                     self._idle.append(worker)
                     self._attempts.pop(item.name, None)
-                    finished.append(item.name)
                     num_done += 1
                     yield item, result
-                share, note = board.read(finished)
-                finished.clear()
+                share, note = board.read([item.name for _, item in self._running.values()])
                 bar.update(num_done + share, note)
         finally:
             for worker in [*self._idle, *(worker for worker, _ in self._running.values())]:

@@ -41,11 +41,11 @@ def run(session: Session) -> None:
                     student = waiting.pop()
                     running[task.remote(student, job)] = student
                 finished, _ = ray.wait(list(running), timeout=0.5)
-                names = [running.pop(reference).name for reference in finished]
                 for reference in finished:
+                    del running[reference]
                     _raise_cause(reference)
                 done += len(finished)
-                share, note = session.board.read(names)
+                share, note = session.board.read([student.name for student in running.values()])
                 bar.update(done + share, note)
     manifests = [storage.open("student", run.fingerprint).manifest for run in plan.students]
     scores = [

@@ -114,7 +114,7 @@ def _train(session: Session, bases: Sequence[Base], bar: Bar, *, last_attempt: b
             failure_config=ray.train.FailureConfig(max_failures=0),
         ),
     )
-    error = _fit(trainer, session, bar)
+    error = _fit(trainer, bases, session, bar)
     if error is None:
         return True
     if not isinstance(error, ray.train.WorkerGroupError):
@@ -130,7 +130,7 @@ def _train(session: Session, bases: Sequence[Base], bar: Bar, *, last_attempt: b
     return False
 
 
-def _fit(trainer: TorchTrainer, session: Session, bar: Bar) -> BaseException | None:
+def _fit(trainer: TorchTrainer, bases: Sequence[Base], session: Session, bar: Bar) -> BaseException | None:
     """Run the trainer while showing progress; returns what it raised.
 
     In a thread of its own, where Ray Train leaves the handling of Ctrl-C to us.
@@ -148,7 +148,7 @@ def _fit(trainer: TorchTrainer, session: Session, bar: Bar) -> BaseException | N
     thread.start()
     while thread.is_alive():
         thread.join(timeout=0.5)
-        bar.update(*session.board.read([]))
+        bar.update(*session.board.read([base.name for base in bases]))
     return outcome[0]
 
 

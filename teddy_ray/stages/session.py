@@ -55,7 +55,6 @@ class Session:
             return
         cluster = self.recipe.cluster
         self._started_ray = True
-        # Ray's own start-up lines and usage statistics are nothing a user of a recipe acts on.
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

@@ -97,7 +97,7 @@ class Synthesiser:
         statistics = storage.open("statistics", plan.statistics)
         models = load_members(plan, storage, plan.members)
         self._members = [
-            Member(member.name, model.to(self._device), load_moments(statistics, index, member))
+            Member(member.name, model.to(self._device), load_moments(statistics, index))
             for index, (member, model) in enumerate(zip(plan.members, models, strict=True))
         ]
 
