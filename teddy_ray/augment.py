@@ -44,7 +44,9 @@ def apply_boxes(images: Tensor, boxes: Boxes) -> Tensor:
     return row_matrix @ images @ column_matrix.transpose(-1, -2)
 
 
-def _interpolation(start: npt.NDArray[np.float64], extent: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.float64]:
+def _interpolation(
+    start: npt.NDArray[np.float64], extent: npt.NDArray[np.float64], size: int
+) -> npt.NDArray[np.float64]:
     """(n size size) matrices that resample the interval [start, start + extent] to `size` pixels, edges repeated."""
     centres = (np.arange(size) + 0.5) / size
     position = (start[:, None] + centres * extent[:, None]) * size - 0.5

@@ -58,7 +58,10 @@ def encode(rows: LabelledImages, classes: Sequence[str]) -> tuple[bytes, int]:
         "id": {"dtype": "string", "_type": "Value"},
         "image": {"_type": "Image"},
         "label": {"names": list(classes), "_type": "ClassLabel"},
-        "soft_label": {"feature": {"feature": {"dtype": "float16", "_type": "Value"}, "_type": "Sequence"}, "_type": "Sequence"},
+        "soft_label": {
+            "feature": {"feature": {"dtype": "float16", "_type": "Value"}, "_type": "Sequence"},
+            "_type": "Sequence",
+        },
     }
     table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     buffer = io.BytesIO()
@@ -123,7 +126,9 @@ def check_folder(folder: Path) -> dict[str, Any]:
         problems += _check_bytes(folder / name, sealed)
     for path in sorted(folder.glob("data/*")):
         if path.relative_to(folder).as_posix() not in facts["files"]:
-            problems.append(Problem(str(path), "a file that was not published", "remove it: loaders would read it as data"))
+            problems.append(
+                Problem(str(path), "a file that was not published", "remove it: loaders would read it as data")
+            )
     if not problems:
         problems = _check_rows(folder, facts)
     if problems:
@@ -142,7 +147,9 @@ def _read_facts(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise InputError([Problem(str(path), "content that does not match its own seal", "restore the file as it was published")])
+        raise InputError(
+            [Problem(str(path), "content that does not match its own seal", "restore the file as it was published")]
+        )
     return dict(facts)
 
 
@@ -152,7 +159,13 @@ def _check_bytes(path: Path, sealed: dict[str, Any]) -> list[Problem]:
     data = path.read_bytes()
     if (found := sha256(data)) != sealed["sha256"]:
         size = f"{len(data)} bytes" if len(data) != sealed["bytes"] else "the published size"
-        return [Problem(str(path), f"sha256 {found[:16]}..., {size}", f"the hash should be {sealed['sha256'][:16]}...; restore the file")]
+        return [
+            Problem(
+                str(path),
+                f"sha256 {found[:16]}..., {size}",
+                f"the hash should be {sealed['sha256'][:16]}...; restore the file",
+            )
+        ]
     return []
 
 
@@ -179,9 +192,13 @@ def _check_rows(folder: Path, facts: dict[str, Any]) -> list[Problem]:
             if found != right
         ]
     if len(set(ids)) < len(ids):
-        problems.append(Problem(str(folder), f"{len(ids) - len(set(ids))} image ids twice", "each id should stand once"))
+        problems.append(
+            Problem(str(folder), f"{len(ids) - len(set(ids))} image ids twice", "each id should stand once")
+        )
     if set(counts) != {facts["images_per_class"]}:
-        problems.append(Problem(str(folder), counts.tolist(), f"should hold {facts['images_per_class']} images of each class"))
+        problems.append(
+            Problem(str(folder), counts.tolist(), f"should hold {facts['images_per_class']} images of each class")
+        )
     return problems
 
 

@@ -1,9 +1,10 @@
-"""A distillation from recipe to report: check, plan, run what is missing, publish. Defined once, for all entry points."""
+"""A distillation from recipe to report: check, plan, run what is missing, publish. The one flow of all entry points."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,7 +84,7 @@ def distill(recipe: Recipe, progress: Progress) -> Summary:
 
 
 @contextlib.contextmanager
-def _collect(problems: list[Problem]):  # type: ignore[no-untyped-def]
+def _collect(problems: list[Problem]) -> Iterator[None]:
     try:
         yield
     except InputError as error:

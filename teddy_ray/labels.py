@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -48,9 +49,7 @@ def soft_labels(models: Sequence[nn.Module], views: Tensor, temperature: float) 
 
 def label_views(
     models: Sequence[nn.Module], images: Tensor, boxes: Boxes, temperature: float
-) -> np.ndarray[tuple[int, int, int], np.dtype[np.float16]]:
+) -> npt.NDArray[np.float16]:
     """Labels of every view of a batch. images: (n c h w); boxes: (n views 5). Returns (n views classes) float16."""
-    labels = [
-        soft_labels(models, apply_boxes(images, boxes[:, view]), temperature) for view in range(boxes.shape[1])
-    ]
+    labels = [soft_labels(models, apply_boxes(images, boxes[:, view]), temperature) for view in range(boxes.shape[1])]
     return torch.stack(labels, 1).half().cpu().numpy()

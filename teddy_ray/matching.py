@@ -1,7 +1,7 @@
 """Eq. 7 of Teddy (ECCV 2024): the loss of a batch of synthetic images S_B under members theta of the pool M.
 
-    L(S_B) = 1/n sum_theta [ sum_l w_l ( ||mu_l(f_theta(A(S_B))) - RM_l||_2 + ||var_l(f_theta(A(S_B))) - RV_l||_2 )
-                             + u CE(f_theta(A(S_B)), y) ]
+L(S_B) = 1/n sum_theta [ sum_l w_l ( ||mu_l(f_theta(A(S_B))) - RM_l||_2 + ||var_l(f_theta(A(S_B))) - RV_l||_2 )
+                         + u CE(f_theta(A(S_B)), y) ]
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 from teddy_ray.moments import Moments
 from teddy_ray.taps import Taps
@@ -69,8 +69,15 @@ def statistics_loss(activations: Sequence[Tensor], targets: Sequence[Target], fi
 
 
 def member_loss(
-    model: nn.Module, taps: Taps, views: Tensor, y: Tensor, targets: Sequence[Target], *, u: float, first_layer_factor: float
+    model: nn.Module,
+    taps: Taps,
+    views: Tensor,
+    y: Tensor,
+    targets: Sequence[Target],
+    *,
+    u: float,
+    first_layer_factor: float,
 ) -> tuple[Tensor, Tensor]:
     """One member's two terms in Eq. 7: statistics and u CE. views: A(S_B), (n c h w); y: (n,). Returns two scalars."""
     logits = model(views)
-    return statistics_loss(taps.take(), targets, first_layer_factor), u * F.cross_entropy(logits, y)
+    return statistics_loss(taps.take(), targets, first_layer_factor), u * functional.cross_entropy(logits, y)

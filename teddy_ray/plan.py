@@ -15,7 +15,18 @@ from typing import Any, Literal
 
 from teddy_ray.recipe import Recipe, result_fields
 
-VERSIONS = {"base": 1, "pool": 1, "statistics": 1, "unit": 1, "synthesis": 1, "set": 1, "shard": 1, "labels": 1, "student": 1, "evaluation": 1}
+VERSIONS = {
+    "base": 1,
+    "pool": 1,
+    "statistics": 1,
+    "unit": 1,
+    "synthesis": 1,
+    "set": 1,
+    "shard": 1,
+    "labels": 1,
+    "student": 1,
+    "evaluation": 1,
+}
 """Raise a number when the algorithm behind it changes its bytes: nothing old is reused then."""
 
 STAGES = ("pool", "statistics", "synthesis", "labels", "evaluation")
@@ -29,7 +40,7 @@ def fingerprint(kind: str, **parts: Any) -> str:
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What planning needs to know of the data. Identities are hashes of content; counts are training images per class."""
+    """What planning needs of the data. Identities are hashes of content; counts are training images per class."""
 
     classes: tuple[str, ...]
     counts: tuple[int, ...]
@@ -79,20 +90,6 @@ class Unit:
     @property
     def name(self) -> str:
         return f"classes {self.classes[0]}-{self.classes[-1]} slots {self.slots[0]}-{self.slots[-1]}"
-
-    def work(self) -> dict[str, tuple[int, str]]:
-        """Stage -> (amount, of what), all of it, reused or not."""
-        recipe = self.recipe
-        num_train, num_members = sum(self.data.counts), len(self.members)
-        student_images = sum((self.num_images if run.images else num_train) * run.epochs for run in self.students)
-        image_steps = self.num_images * recipe.synthesis.steps * recipe.synthesis.models_per_step
-        return {
-            "pool": (num_train * recipe.pool.snapshots[-1] * len(self.bases), "images x epochs x bases"),
-            "statistics": (num_train * num_members, "images x members"),
-            "synthesis": (image_steps, "images x steps x models per step"),
-            "labels": (self.num_images * recipe.labels.views * num_members, "images x views x members"),
-            "evaluation": (student_images, "images x epochs x students"),
-        }
 
     @property
     def num_images(self) -> int:
@@ -260,7 +257,9 @@ class Plan:
         for key in ("students", "seeds", "controls", "epochs", "full_data_epochs"):
             del fields[key]  # each student names its own
 
-        def run(row: str, student: str, seed: int, images: ImageSet | None, labels: Literal["soft", "hard"]) -> StudentRun:
+        def run(
+            row: str, student: str, seed: int, images: ImageSet | None, labels: Literal["soft", "hard"]
+        ) -> StudentRun:
             epochs = evaluation.epochs if images else evaluation.full_data_epochs
             inputs = {"set": images.labelled} if images else {"train": self.data.train, "seed": self.recipe.seed}
             return StudentRun(

@@ -45,7 +45,11 @@ class Bar:
         elapsed = self._spoke - self._started
         remaining = f", about {elapsed * (self._total - done) / done:.0f} s left" if done > 0 else ""
         tail = f", {note}" if note else ""
-        print(f"{self._stage:<10} {done:.1f}/{self._total} {self._what}, {elapsed:.0f} s{remaining}{tail}", file=self._stream, flush=True)
+        print(
+            f"{self._stage:<10} {done:.1f}/{self._total} {self._what}, {elapsed:.0f} s{remaining}{tail}",
+            file=self._stream,
+            flush=True,
+        )
 
 
 class Progress:

@@ -20,6 +20,8 @@ from teddy_ray.errors import InputError, Problem
 
 
 class Role(Enum):
+    """Whether a field can change the bytes of the result."""
+
     RESULT = "result"
     EXECUTION = "execution"
 
@@ -317,7 +319,9 @@ def _merge(problems: Iterable[Problem]) -> Iterable[Problem]:
     by_key: dict[str, Problem] = {}
     for problem in problems:
         other = by_key.get(problem.key)
-        by_key[problem.key] = problem if other is None else Problem(other.key, other.value, f"{other.remedy}, or {problem.remedy}")
+        by_key[problem.key] = (
+            problem if other is None else Problem(other.key, other.value, f"{other.remedy}, or {problem.remedy}")
+        )
     return by_key.values()
 
 
@@ -340,7 +344,9 @@ def _contradictions(recipe: Recipe) -> Iterable[Problem]:
     }
     for key, augmentation in augmentations.items():
         if augmentation.crop_scale[0] > augmentation.crop_scale[1] or augmentation.crop_scale[1] > 1:
-            yield Problem(f"{key}.crop_scale", list(augmentation.crop_scale), "should be [low, high] with low <= high <= 1")
+            yield Problem(
+                f"{key}.crop_scale", list(augmentation.crop_scale), "should be [low, high] with low <= high <= 1"
+            )
         if augmentation.crop_ratio[0] > augmentation.crop_ratio[1]:
             yield Problem(f"{key}.crop_ratio", list(augmentation.crop_ratio), "should be [low, high] with low <= high")
     if list(recipe.pool.snapshots) != sorted(set(recipe.pool.snapshots)):

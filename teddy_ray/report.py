@@ -53,14 +53,20 @@ def _gallery(plan: Plan, source: Source, storage: Storage) -> list[dict[str, Any
         real = source.train.read(source.train.of_class(label)[:shown])
         distilled = rows.images[rows.labels == label][:shown]
         gallery.append(
-            {"name": plan.data.classes[label], "real": _strip(real), "distilled": _strip(distilled), "num": shown, "num_real": len(real)}
+            {
+                "name": plan.data.classes[label],
+                "real": _strip(real),
+                "distilled": _strip(distilled),
+                "num": shown,
+                "num_real": len(real),
+            }
         )
     return gallery
 
 
 def _strip(images: npt.NDArray[np.uint8]) -> str:
     """(n c h w) as one PNG, side by side with a transparent gap, as a data URI."""
-    n, channels, height, width = images.shape
+    n, _, height, width = images.shape
     gap = max(1, width // 16)
     strip = np.zeros((height, n * (width + gap) - gap, 4), dtype=np.uint8)
     for index, image in enumerate(images):
@@ -73,17 +79,26 @@ def _strip(images: npt.NDArray[np.uint8]) -> str:
 
 
 def _plot_accuracy(summary: Summary) -> str:
-    names = list(reversed(summary.accuracy))
+    names = list(summary.accuracy)[::-1]
     rows = [summary.accuracy[name] for name in names]
     figure, axes = _figure(height=0.7 + 0.45 * len(rows))
     colours = ["#c2410c" if name.startswith("distilled") else "#64748b" for name in names]
     axes.barh(
-        range(len(rows)), [row.mean for row in rows], xerr=[row.std or 0 for row in rows], color=colours, ecolor=INK, capsize=4
+        range(len(rows)),
+        [row.mean for row in rows],
+        xerr=[row.std or 0 for row in rows],
+        color=colours,
+        ecolor=INK,
+        capsize=4,
     )
     axes.set_yticks(range(len(rows)), [title(name) for name in names])
     lowest = min(row.mean - (row.std or 0) for row in rows)
     axes.set_xlim(max(0.0, np.floor(lowest * 10 - 0.5) / 10), 1.0)
-    axes.set_xlabel("accuracy on the test split (the axis does not start at 0)" if axes.get_xlim()[0] > 0 else "accuracy on the test split")
+    axes.set_xlabel(
+        "accuracy on the test split (the axis does not start at 0)"
+        if axes.get_xlim()[0] > 0
+        else "accuracy on the test split"
+    )
     return _svg(figure)
 
 
@@ -107,7 +122,9 @@ def _figure(height: float) -> tuple[Any, Any]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    colours = {key: INK for key in ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color")}
+    colours: dict[Any, Any] = {
+        key: INK for key in ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color")
+    }
     with rc_context({**colours, "axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
         figure = Figure(figsize=(7.2, height), layout="constrained")
         axes = figure.add_subplot()

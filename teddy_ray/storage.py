@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 
 
 def sha256(data: bytes) -> str:
+    """The hash, in hexadecimal, that manifests and seals hold."""
     return hashlib.sha256(data).hexdigest()
 
 
@@ -48,7 +49,11 @@ class Artifact:
         data = self.storage.read(f"{self.path}/{name}")
         if sha256(data) != self.manifest["files"][name]["sha256"]:
             raise InputError(
-                [Problem("storage", f"{self.path}/{name}", "the file has changed since; delete its folder and run again")]
+                [
+                    Problem(
+                        "storage", f"{self.path}/{name}", "the file has changed since; delete its folder and run again"
+                    )
+                ]
             )
         return data
 
@@ -89,7 +94,9 @@ class Storage:
             else:
                 self.fs, self.root = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
-            raise InputError([Problem("storage", uri, f"give a path or a URI such as s3://bucket/folder ({error})")]) from None
+            raise InputError(
+                [Problem("storage", uri, f"give a path or a URI such as s3://bucket/folder ({error})")]
+            ) from None
         self.is_local = isinstance(self.fs, pafs.LocalFileSystem)
 
     # -- files -------------------------------------------------------------------------------------------------
@@ -150,7 +157,13 @@ class Storage:
             manifest = json.loads(self.read(f"{path}/{MANIFEST}"))
         except FileNotFoundError:
             raise InputError(
-                [Problem("storage", self.display(path), "this artifact is gone, but others refer to it; delete those and run again")]
+                [
+                    Problem(
+                        "storage",
+                        self.display(path),
+                        "this artifact is gone, but others refer to it; delete those and run again",
+                    )
+                ]
             ) from None
         return Artifact(self, path, manifest)
 

@@ -51,9 +51,7 @@ def train_student(
     """Train one student and return its accuracy on `test` after the last epoch."""
     _, channels, image_size, _ = training.images.shape
     num_classes = training.targets.shape[2]
-    model = build(
-        architecture, num_classes=num_classes, channels=channels, image_size=image_size, seed=seed
-    ).to(device)
+    model = build(architecture, num_classes=num_classes, channels=channels, image_size=image_size, seed=seed).to(device)
     images = from_pixels(training.images, device)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -55,9 +55,7 @@ def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary
     rows = tabulate(Score(**score) for score in manifests["evaluation"]["scores"])
     distilled, random = rows["distilled"], rows.get("random_soft")
     data, synthesis = plan.recipe.data, manifests["synthesis"]
-    stored = [
-        storage.open("shard", shard.fingerprint).manifest for shard in plan.shards(plan.distilled)
-    ]
+    stored = [storage.open("shard", shard.fingerprint).manifest for shard in plan.shards(plan.distilled)]
     return Summary(
         name=plan.recipe.name,
         accuracy=rows,

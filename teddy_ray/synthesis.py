@@ -34,7 +34,7 @@ class Member:
 
 @dataclass(frozen=True)
 class UnitResult:
-    """images: (n c h w) uint8, the last iterate. losses: (steps 2), statistics and u CE, averaged over the n members."""
+    """images: (n c h w) uint8, the last iterate. losses: (steps 2), statistics and u CE, means over the n members."""
 
     images: npt.NDArray[np.uint8]
     losses: npt.NDArray[np.float32]

@@ -27,14 +27,15 @@ def verdict(summary: Summary) -> str:
     """What the table says, in a sentence: the distilled set against random real images under equal labels."""
     gain = summary.improvement_over_random
     if gain is None:
-        return "No control of random real images under equal labels was asked for: this says little about the distillation."
+        return "Without the control random_soft (random real images, equal labels) this says little about distillation."
     distilled, random = summary.accuracy["distilled"], summary.accuracy["random_soft"]
     noise = max(distilled.std or 0.0, random.std or 0.0)
-    points = f"{100 * gain:+.1f} points against random real images under equal labels at {distilled.student_steps} student steps"
+    steps = f"{distilled.student_steps:,} student steps"
+    points = f"{100 * gain:+.1f} points against random real images under equal labels, at {steps}"
     if gain > noise:
         return f"Distilled: {points}."
     judgement = "no better" if gain >= -noise else "worse"
-    return f"Distilled: {points}: {judgement} than its control (the larger standard deviation is {100 * noise:.1f} points)."
+    return f"Distilled: {points}. That is {judgement} than the control: one standard deviation is {100 * noise:.1f}."
 
 
 def images_of(row: str, summary: Summary) -> int:
@@ -50,7 +51,12 @@ def results_table(summary: Summary, storage: Storage) -> str:
         for name, row in summary.accuracy.items()
     ]
     stages = [
-        (stage, f"{facts['seconds']:.1f}", f"{facts['worker_seconds']:.1f}", "reused" if facts["reused"] else "computed")
+        (
+            stage,
+            f"{facts['seconds']:.1f}",
+            f"{facts['worker_seconds']:.1f}",
+            "reused" if facts["reused"] else "computed",
+        )
         for stage, facts in summary.stages.items()
     ]
     stages.append(("total", f"{sum(facts['seconds'] for facts in summary.stages.values()):.1f}", "", ""))
@@ -59,8 +65,9 @@ def results_table(summary: Summary, storage: Storage) -> str:
     return "\n".join(
         [
             "",
-            f"{summary.name}: {summary.images} images, {summary.images_per_class} per class. Accuracy of {first.student} "
-            f"on the {summary.num_test} images of the test split, after the last epoch; mean ± standard deviation over n.",
+            f"{summary.name}: {summary.images} images, {summary.images_per_class} per class.",
+            f"Accuracy of {first.student} on the {summary.num_test} images of the test split, after the last epoch;",
+            "mean ± standard deviation over n.",
             "",
             _align([header, *rows]),
             "",
@@ -69,7 +76,7 @@ def results_table(summary: Summary, storage: Storage) -> str:
             "",
             f"bytes: {size['images']:,} as PNG ({size['images_raw']:,} raw pixels), {size['labels']:,} of soft labels, "
             f"{size['stored']:,} as stored",
-            f"synthesis: {summary.synthesis['images_steps_per_s']:,.0f} images·steps/s per worker; device: {summary.device}",
+            f"synthesis: {summary.synthesis['images_steps_per_s']:,.0f} images·steps/s per worker; {summary.device}",
             "",
             _align([("stage", "seconds", "worker seconds", ""), *stages]),
             "",
@@ -88,17 +95,26 @@ def plan_table(plan: Plan, storage: Storage) -> str:
         rate = last["rates"].get(stage) if last else None
         estimate = f"{amount / rate:.0f} worker seconds" if rate else "uncalibrated"
         there = storage.has(stage, fingerprint)
-        rows.append((stage, fingerprint[:8], "reused" if there else "to compute", f"{amount:,} {what}", "" if there else estimate))
+        rows.append(
+            (
+                stage,
+                fingerprint[:8],
+                "reused" if there else "to compute",
+                f"{amount:,} {what}",
+                "" if there else estimate,
+            )
+        )
     recipe, data = plan.recipe, plan.data
+    num_train, image_bytes = sum(data.counts), recipe.data.channels * recipe.data.image_size**2
     return "\n".join(
         [
-            f"{recipe.name}: {len(data.classes)} classes, {sum(data.counts):,} training and {data.num_test:,} test images",
+            f"{recipe.name}: {len(data.classes)} classes, {num_train:,} training and {data.num_test:,} test images",
             f"pool: {len(plan.members)} members from {len(plan.bases)} bases",
             f"synthesis: {plan.num_images:,} images in {plan.num_units:,} units of at most "
             f"{recipe.synthesis.classes_per_unit} classes x {recipe.synthesis.slots_per_unit} slots",
             f"labels: {plan.label_bytes:,} bytes before compression",
             f"memory per worker: {model_bytes(plan):,} bytes of weights (all members), "
-            f"{sum(data.counts) * recipe.data.channels * recipe.data.image_size**2:,} bytes of training images in the pool stage",
+            f"{num_train * image_bytes:,} bytes of training images in the pool stage",
             f"students: {len(plan.students)}",
             "",
             _align([("stage", "fingerprint", "", "work", "time"), *rows]),
@@ -117,7 +133,10 @@ def model_bytes(plan: Plan) -> int:
     for base in plan.bases:
         with torch.device("meta"):
             model = models.build(
-                base.architecture, num_classes=len(plan.data.classes), channels=data.channels, image_size=data.image_size
+                base.architecture,
+                num_classes=len(plan.data.classes),
+                channels=data.channels,
+                image_size=data.image_size,
             )
         total += sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     return total * len(plan.recipe.pool.snapshots)
@@ -134,5 +153,3 @@ def _align(rows: Sequence[Sequence[str]]) -> str:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-

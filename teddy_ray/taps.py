@@ -59,7 +59,7 @@ class Taps:
         self.activations.clear()
 
     def take(self) -> list[Tensor]:
-        """The activations of the last forward pass in the order of `layers`, each (n channels positions); forgets them."""
+        """The activations of the last pass in the order of `layers`, each (n channels positions); forgets them."""
         taken = [self.activations[name] for name in self.layers]
         self.activations = {}
         return taken
@@ -73,6 +73,8 @@ class Taps:
     def _record(self, name: str, activation: Tensor) -> None:
         if name in self.activations:
             raise ValueError(f"layer {name!r} runs twice in one forward pass; its statistics would be ambiguous")
-        self.activations[name] = activation.movedim(self._axes[name], 1).flatten(2).reshape(
-            activation.shape[0], activation.shape[self._axes[name]], -1
+        self.activations[name] = (
+            activation.movedim(self._axes[name], 1)
+            .flatten(2)
+            .reshape(activation.shape[0], activation.shape[self._axes[name]], -1)
         )

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 """epoch -> batches of (images (n c h w) in [0, 1], targets (n classes), rows that sum to 1)."""
@@ -37,7 +37,7 @@ def fit(
         model.train()
         losses = []
         for images, targets in batches(epoch):
-            loss = F.cross_entropy(model(images) / temperature, targets) * temperature**2
+            loss = functional.cross_entropy(model(images) / temperature, targets) * temperature**2
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             optimiser.step()
@@ -54,10 +54,9 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int =
     """Share of images (n c h w) that the model, in evaluation mode, puts into their class."""
     was_training = model.training
     model.eval()
-    correct = sum(
-        int((model(x).argmax(1) == y).sum())
-        for x, y in zip(images.split(batch_size), labels.split(batch_size), strict=True)
-    )
+    correct = 0
+    for x, y in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
+        correct += int((model(x).argmax(1) == y).sum())
     model.train(was_training)
     return correct / len(images)
 

@@ -32,12 +32,8 @@ _RESNET = "teddy_ray.models.resnet:ResNet"
 
 ARCHITECTURES = {
     "convnet": Architecture(builder=_CONVNET, options={"width": 128, "depth": 3, "norm": "batch"}),
-    "resnet18": Architecture(
-        builder=_RESNET, options={"width": 64}, fixed={"block": "basic", "layers": (2, 2, 2, 2)}
-    ),
-    "resnet34": Architecture(
-        builder=_RESNET, options={"width": 64}, fixed={"block": "basic", "layers": (3, 4, 6, 3)}
-    ),
+    "resnet18": Architecture(builder=_RESNET, options={"width": 64}, fixed={"block": "basic", "layers": (2, 2, 2, 2)}),
+    "resnet34": Architecture(builder=_RESNET, options={"width": 64}, fixed={"block": "basic", "layers": (3, 4, 6, 3)}),
     "resnet50": Architecture(
         builder=_RESNET, options={"width": 64}, fixed={"block": "bottleneck", "layers": (3, 4, 6, 3)}
     ),

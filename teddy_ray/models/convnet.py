@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
-NORMS = {
+NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": lambda width: nn.BatchNorm2d(width),
     "instance": lambda width: nn.GroupNorm(width, width),
     "group": lambda width: nn.GroupNorm(min(8, width), width),
@@ -36,4 +38,5 @@ class ConvNet(nn.Module):
         self.classifier = nn.Linear(width * (image_size // 2**depth) ** 2, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.features(images).flatten(1))
+        logits: Tensor = self.classifier(self.features(images).flatten(1))
+        return logits

@@ -18,7 +18,9 @@ class ResNet(nn.Module):
         self, num_classes: int, channels: int, image_size: int, *, block: str, layers: tuple[int, ...], width: int
     ) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         self._inplanes = width
         self.stages = nn.Sequential(
             *(
@@ -31,7 +33,9 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def _make_stage(self, block: type[BasicBlock | Bottleneck], planes: int, num_blocks: int, stride: int) -> nn.Sequential:
+    def _make_stage(
+        self, block: type[BasicBlock | Bottleneck], planes: int, num_blocks: int, stride: int
+    ) -> nn.Sequential:
         blocks = []
         for index in range(num_blocks):
             step = stride if index == 0 else 1
@@ -47,4 +51,5 @@ class ResNet(nn.Module):
         return nn.Sequential(*blocks)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.classifier(self.stages(self.stem(images)).mean((2, 3)))
+        logits: Tensor = self.classifier(self.stages(self.stem(images)).mean((2, 3)))
+        return logits

@@ -39,7 +39,9 @@ def open_source(data: Data) -> Source:
     """Index a data set and split it. Raises InputError where it is missing, empty or not of a known form."""
     if data.source == DIGITS:
         if data.test_source is not None:
-            raise InputError([Problem("data.test_source", data.test_source, f"leave it out: {DIGITS} has its own test split")])
+            raise InputError(
+                [Problem("data.test_source", data.test_source, f"leave it out: {DIGITS} has its own test split")]
+            )
         training, test = open_digits(data.image_size, data.channels)
     else:
         training = _open("data.source", data.source, data)
@@ -49,7 +51,13 @@ def open_source(data: Data) -> Source:
             test = _open("data.test_source", data.test_source, data)
             if test.classes != training.classes:
                 raise InputError(
-                    [Problem("data.test_source", list(test.classes[:5]), f"should have the classes of data.source, {list(training.classes[:5])} ...")]
+                    [
+                        Problem(
+                            "data.test_source",
+                            list(test.classes[:5]),
+                            f"should have the classes of data.source, {list(training.classes[:5])} ...",
+                        )
+                    ]
                 )
     if data.classes is not None:
         training, test = _keep_classes(training, data.classes), _keep_classes(test, data.classes)
@@ -70,7 +78,9 @@ def _open(key: str, uri: str, data: Data) -> Images:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
         raise InputError([Problem(key, uri, f"name {DIGITS}, a folder or a Parquet file ({error})")]) from None
     if info.type == pafs.FileType.NotFound:
-        raise InputError([Problem(key, uri, f"does not exist; name {DIGITS}, a folder of class folders or a Parquet file")])
+        raise InputError(
+            [Problem(key, uri, f"does not exist; name {DIGITS}, a folder of class folders or a Parquet file")]
+        )
     if info.type == pafs.FileType.File:
         folder, _, name = path.rpartition("/")
         return _open_parquet(key, uri, fs, folder, [name], data)
@@ -94,7 +104,9 @@ def _open_parquet(key: str, uri: str, fs: pafs.FileSystem, root: str, names: lis
 
 def _keep_classes(images: Images, classes: tuple[str, ...]) -> Images:
     if unknown := [name for name in classes if name not in images.classes]:
-        raise InputError([Problem("data.classes", unknown, f"should be classes of the data: {', '.join(images.classes[:20])}")])
+        raise InputError(
+            [Problem("data.classes", unknown, f"should be classes of the data: {', '.join(images.classes[:20])}")]
+        )
     old_to_new = np.full(len(images.classes), -1, dtype=np.int64)
     for new, name in enumerate(classes):
         old_to_new[images.classes.index(name)] = new
@@ -107,7 +119,13 @@ def _check_parts(source: Source) -> None:
     counts = np.bincount(source.train.labels, minlength=len(source.classes))
     if missing := [name for name, count in zip(source.classes, counts, strict=True) if count == 0]:
         raise InputError(
-            [Problem("data.source", missing[:10], "these classes have no image left to train on; add images or leave them out with data.classes")]
+            [
+                Problem(
+                    "data.source",
+                    missing[:10],
+                    "these classes have no image left to train on; add images or leave them out with data.classes",
+                )
+            ]
         )
     for key, images in (("data.validation", source.validation), ("data.test_fraction", source.test)):
         if not len(images):

@@ -35,14 +35,18 @@ def open_folder(key: str, fs: pafs.FileSystem, root: str, image_size: int, chann
     listing = fs.get_file_info(pafs.FileSelector(root, recursive=True))
     relative = {info.path[len(root) :].lstrip("/"): info for info in listing}
     classes = sorted(
-        name for name, info in relative.items() if info.type == pafs.FileType.Directory and "/" not in name and name[0] != "."
+        name
+        for name, info in relative.items()
+        if info.type == pafs.FileType.Directory and "/" not in name and name[0] != "."
     )
     if not classes:
         raise InputError([Problem(key, root, "should hold one folder per class, with images inside")])
     names = sorted(
         name
         for name, info in relative.items()
-        if info.type == pafs.FileType.File and "/" in name and f".{name.rsplit('.', 1)[-1].lower()}" in SUFFIXES
+        if info.type == pafs.FileType.File
+        and "/" in name
+        and f".{name.rsplit('.', 1)[-1].lower()}" in SUFFIXES
         and not any(piece.startswith(".") for piece in name.split("/"))
     )
     class_index = {name: index for index, name in enumerate(classes)}
@@ -50,14 +54,16 @@ def open_folder(key: str, fs: pafs.FileSystem, root: str, image_size: int, chann
     counts = np.bincount(labels, minlength=len(classes))
     if empty := [name for name, count in zip(classes, counts, strict=True) if count == 0]:
         raise InputError(
-            Problem(f"{key} ({name})", f"{root}/{name}", f"should hold images ({', '.join(sorted(SUFFIXES))}); add some or remove the folder")
+            Problem(
+                f"{key} ({name})",
+                f"{root}/{name}",
+                f"should hold images ({', '.join(sorted(SUFFIXES))}); add some or remove the folder",
+            )
             for name in empty
         )
     with ThreadPoolExecutor(16) as threads:
         hashes = list(threads.map(lambda name: _content(fs, f"{root}/{name}"), names))
-    lines = "\n".join(
-        f"{name} {relative[name].size} {content}" for name, content in zip(names, hashes, strict=True)
-    )
+    lines = "\n".join(f"{name} {relative[name].size} {content}" for name, content in zip(names, hashes, strict=True))
     return Images(
         ids=names,
         labels=labels,

@@ -95,9 +95,7 @@ def split(images: Images, num: int) -> tuple[Images, Images]:
     take = np.floor(exact).astype(int)
     by_remainder = np.argsort(-(exact - take), kind="stable")
     take[by_remainder[: num - take.sum()]] += 1
-    aside = np.concatenate(
-        [_by_hash(images, label)[: take[label]] for label in range(len(images.classes))]
-    )
+    aside = np.concatenate([_by_hash(images, label)[: take[label]] for label in range(len(images.classes))])
     mask = np.zeros(len(images), dtype=bool)
     mask[aside] = True
     return images.select(np.flatnonzero(~mask)), images.select(np.flatnonzero(mask))

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -81,11 +80,11 @@ def open_parquet(key: str, fs: pafs.FileSystem, root: str, names: list[str], dat
     if len(column) == 0 or column.null_count:
         raise InputError([Problem(key, root or names[0], f"should have rows, each with a {data.label_column!r}")])
     indices, classes = _to_indices(column, class_names)
-    ids = [
-        f"{name}:{row}" for name, label in zip(names, labels, strict=True) for row in range(len(label))
-    ]
+    ids = [f"{name}:{row}" for name, label in zip(names, labels, strict=True) for row in range(len(label))]
     if len(indices) and (indices.min() < 0 or indices.max() >= len(classes)):
-        raise InputError([Problem("data.label_column", data.label_column, f"labels should lie in 0..{len(classes) - 1}")])
+        raise InputError(
+            [Problem("data.label_column", data.label_column, f"labels should lie in 0..{len(classes) - 1}")]
+        )
     return Images(
         ids=ids,
         labels=indices,
@@ -102,15 +101,23 @@ def _column_problems(path: str, schema: pa.Schema, data: Data) -> list[Problem]:
     problems = []
     for column_key, column in (("data.image_column", data.image_column), ("data.label_column", data.label_column)):
         if column not in schema.names:
-            problems.append(Problem(column_key, column, f"should be a column of {path}; it has {', '.join(schema.names)}"))
+            problems.append(
+                Problem(column_key, column, f"should be a column of {path}; it has {', '.join(schema.names)}")
+            )
     if problems:
         return problems
     image_type, label_type = schema.field(data.image_column).type, schema.field(data.label_column).type
     is_struct = pa.types.is_struct(image_type) and image_type.get_field_index("bytes") >= 0
     if not (is_struct or pa.types.is_binary(image_type) or pa.types.is_large_binary(image_type)):
-        problems.append(Problem("data.image_column", data.image_column, f"should hold bytes or struct<bytes, path>, not {image_type}"))
+        problems.append(
+            Problem(
+                "data.image_column", data.image_column, f"should hold bytes or struct<bytes, path>, not {image_type}"
+            )
+        )
     if not (pa.types.is_integer(label_type) or pa.types.is_string(label_type) or pa.types.is_large_string(label_type)):
-        problems.append(Problem("data.label_column", data.label_column, f"should hold integers or class names, not {label_type}"))
+        problems.append(
+            Problem("data.label_column", data.label_column, f"should hold integers or class names, not {label_type}")
+        )
     return problems
 
 
@@ -121,7 +128,9 @@ def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
     return tuple(names) if names else None
 
 
-def _to_indices(column: pa.ChunkedArray, class_names: tuple[str, ...] | None) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
+def _to_indices(
+    column: pa.ChunkedArray, class_names: tuple[str, ...] | None
+) -> tuple[npt.NDArray[np.int64], tuple[str, ...]]:
     if pa.types.is_integer(column.type):
         indices = column.to_numpy().astype(np.int64)
         return indices, class_names or tuple(str(label) for label in range(int(indices.max()) + 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -29,7 +30,7 @@ class Board:
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Counts).remote()
+        self.actor: Any = ray.remote(_Counts).options(num_cpus=0, scheduling_strategy=here).remote()
 
     def read(self, running: list[str]) -> tuple[float, str]:
         """The shares done of the items that run, summed, and the latest note. All other items are forgotten."""
@@ -43,7 +44,7 @@ class Board:
 class Poster:
     """A worker's side: picklable, posts at most once per interval, and never waits."""
 
-    def __init__(self, actor: ray.actor.ActorHandle) -> None:
+    def __init__(self, actor: Any) -> None:
         self._actor, self._last = actor, 0.0
 
     def __call__(self, item: str, share: float, note: str) -> None:

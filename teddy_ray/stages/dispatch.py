@@ -19,6 +19,8 @@ POLL_S = 0.5
 
 
 class Item(Protocol):
+    """Anything with a name that is its own."""
+
     @property
     def name(self) -> str: ...
 
@@ -87,10 +89,10 @@ class Dispatcher(Generic[T]):
             if self.exclusive(item) not in busy:
                 del self._put_off[index]
                 return item
-        while len(self._put_off) < 4 * self.num_workers and (item := next(source, None)) is not None:
-            if self.exclusive(item) not in busy:
-                return item
-            self._put_off.append(item)
+        while len(self._put_off) < 4 * self.num_workers and (fresh := next(source, None)) is not None:
+            if self.exclusive(fresh) not in busy:
+                return fresh
+            self._put_off.append(fresh)
         return None
 
     def _retry(self, item: T, error: RayActorError) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import ray
 from ray.exceptions import RayTaskError
 
@@ -35,7 +36,8 @@ def run(session: Session) -> None:
         task = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)(_train)
         limit = session.workers(part, at_most=len(missing))
         with session.progress.stage("evaluation", len(missing), "students") as bar:
-            waiting, running, done = list(reversed(missing)), {}, 0
+            waiting, done = list(reversed(missing)), 0
+            running: dict[ray.ObjectRef[None], StudentRun] = {}
             while waiting or running:
                 while waiting and len(running) < limit:
                     student = waiting.pop()
@@ -127,9 +129,10 @@ def _training_set(run: StudentRun, job: _Job) -> TrainingSet:
     return TrainingSet(rows.images, views_of(plan, run.images).boxes(rows.ids), targets)
 
 
-def _one_hot(labels: np.ndarray[Any, np.dtype[np.int64]], plan: Plan) -> np.ndarray[Any, np.dtype[np.float32]]:
+def _one_hot(labels: npt.NDArray[np.int64], plan: Plan) -> npt.NDArray[np.float32]:
     """(n,) -> (n 1 classes): one label for all views of an image."""
-    return np.eye(len(plan.data.classes), dtype=np.float32)[labels][:, None]
+    one_hot: npt.NDArray[np.float32] = np.eye(len(plan.data.classes), dtype=np.float32)[labels][:, None]
+    return one_hot
 
 
 def _raise_cause(reference: Any) -> None:

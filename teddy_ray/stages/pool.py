@@ -94,7 +94,7 @@ def _train(session: Session, bases: Sequence[Base], bar: Bar, *, last_attempt: b
     """One run of Ray Train over the bases. False where workers were lost and it should be run again."""
     pool = session.recipe.pool
     job = _Job(pool, bases, session.source_ref, session.storage, session.board.poster())
-    resources = {"CPU": pool.threads}
+    resources: dict[str, float] = {"CPU": pool.threads}
     if pool.gpus_per_worker:
         resources["GPU"] = pool.gpus_per_worker
     trainer = TorchTrainer(
@@ -141,7 +141,7 @@ def _fit(trainer: TorchTrainer, bases: Sequence[Base], session: Session, bar: Ba
         try:
             trainer.fit()
             outcome.append(None)
-        except Exception as error:  # handed to the main thread, which decides
+        except Exception as error:  # noqa: BLE001 - handed to the main thread, which decides
             outcome.append(error)
 
     thread = threading.Thread(target=fit, name="ray-train", daemon=True)

@@ -50,7 +50,7 @@ def run(session: Session) -> None:
     partial_moments = (
         ray.data.range(num_chunks, override_num_blocks=num_chunks)
         .map_batches(
-            _read_chunk,
+            _read_chunk,  # type: ignore[arg-type]  # Ray's stubs know no fn_kwargs
             batch_size=1,
             fn_kwargs={"source": session.source_ref, "recipe": session.recipe},
             num_cpus=0.25,
@@ -102,12 +102,12 @@ def _rows(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
         raise error.cause or error from None
 
 
-def _read_chunk(batch: dict[str, npt.NDArray[Any]], source: ray.ObjectRef[Source], recipe: Recipe) -> dict[str, Any]:
+def _read_chunk(batch: dict[str, Any], source: ray.ObjectRef[Source], recipe: Recipe) -> dict[str, Any]:
     """Decode the images of one chunk, each once for all members, and draw the boxes of their views."""
     train = ray.get(source).train
     size, chunk = recipe.statistics.chunk_size, int(batch["id"][0])
     index = np.arange(chunk * size, min((chunk + 1) * size, len(train)))
-    random = [generator("statistics", recipe.seed, train.ids[row]) for row in index]
+    random = [generator("statistics", recipe.seed, train.ids[int(row)]) for row in index]
     boxes = np.concatenate([draw_boxes(recipe.synthesis.augmentation, one, 1) for one in random])
     return {"images": train.read(index)[None], "labels": train.labels[index][None], "boxes": boxes[None]}
 

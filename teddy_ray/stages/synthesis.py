@@ -71,7 +71,9 @@ def read_set(plan: Plan, source: Source, storage: Storage, images: ImageSet) -> 
     """The 8-bit images of a set, (n c h w), ordered by class, then slot."""
     per_class = plan.recipe.synthesis.images_per_class
     if images.draw is not None:
-        rows = [draw_real(source.train, label, per_class, "random", images.draw) for label in range(len(source.classes))]
+        rows = [
+            draw_real(source.train, label, per_class, "random", images.draw) for label in range(len(source.classes))
+        ]
         return source.train.read(np.concatenate(rows))
     size = plan.recipe.data.image_size
     pixels = np.empty((len(plan.data.classes), per_class, plan.recipe.data.channels, size, size), dtype=np.uint8)
