@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import logging
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from teddy_ray.sources import Source
 from teddy_ray.storage import Storage
 from teddy_ray.summary import Summary
 from teddy_ray.tables import images_of, title, verdict
+
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # its first run says it builds a cache
 
 MAX_CLASSES, MAX_PER_CLASS, MAX_CURVES = 20, 10, 12
 INK = "#010203"

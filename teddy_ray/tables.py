@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from teddy_ray.plan import Plan
-from teddy_ray.records import Row
 from teddy_ray.storage import Storage
 from teddy_ray.summary import DISTILLED, REPORT, Summary, read_summary
 
@@ -45,9 +44,17 @@ def images_of(row: str, summary: Summary) -> int:
 
 def results_table(summary: Summary, storage: Storage) -> str:
     """The final table."""
-    header = ("", "accuracy", "n", "images", "labels", "student steps")
+    header = ("", "accuracy", "images", "labels", "student steps", "n", "")
     rows = [
-        (title(name), str(row), str(row.n), f"{images_of(name, summary):,}", row.labels, f"{row.student_steps:,}")
+        (
+            title(name),
+            str(row),
+            f"{images_of(name, summary):,}",
+            row.labels,
+            f"{row.student_steps:,}",
+            str(row.n),
+            row.n_counts,
+        )
         for name, row in summary.accuracy.items()
     ]
     stages = [
@@ -72,7 +79,6 @@ def results_table(summary: Summary, storage: Storage) -> str:
             _align([header, *rows]),
             "",
             verdict(summary),
-            *_counts(summary.accuracy),
             "",
             f"bytes: {size['images']:,} as PNG ({size['images_raw']:,} raw pixels), {size['labels']:,} of soft labels, "
             f"{size['stored']:,} as stored",
@@ -140,10 +146,6 @@ def model_bytes(plan: Plan) -> int:
             )
         total += sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     return total * len(plan.recipe.pool.snapshots)
-
-
-def _counts(rows: Mapping[str, Row]) -> list[str]:
-    return [f"n of {title(name)}: {row.n_counts}" for name, row in rows.items()]
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:

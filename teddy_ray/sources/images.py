@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.randomness import id_hash
@@ -60,9 +60,9 @@ class Images:
             try:
                 out[position] = self._to_array(self.read_row(int(self.rows[i])))
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                raise InputError(
-                    [Problem("data.source", self.ids[i], f"this image cannot be decoded ({error}); mend or remove it")]
-                ) from None
+                reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
+                remedy = f"this image cannot be decoded ({reason}); mend or remove it"
+                raise InputError([Problem("data.source", self.ids[i], remedy)]) from None
         return out
 
     def of_class(self, label: int) -> npt.NDArray[np.intp]:

@@ -13,16 +13,16 @@ MIN_INTERVAL_S = 1.0
 
 class _Counts:
     def __init__(self) -> None:
-        self._shares: dict[str, float] = {}
-        self._note = ""
+        self._posts: dict[str, tuple[float, str]] = {}  # latest last
 
     def post(self, item: str, share: float, note: str) -> None:
-        self._shares[item] = share
-        self._note = f"{item}: {note}"
+        self._posts.pop(item, None)
+        self._posts[item] = share, f"{item}: {note}"
 
     def read(self, running: list[str]) -> tuple[float, str]:
-        self._shares = {item: self._shares.get(item, 0.0) for item in running}
-        return sum(self._shares.values()), self._note
+        self._posts = {item: post for item, post in self._posts.items() if item in running}
+        notes = [note for _, note in self._posts.values()] or ["starting workers"]
+        return sum(share for share, _ in self._posts.values()), notes[-1]
 
 
 class Board:

@@ -65,7 +65,7 @@ class Dispatcher(Generic[T]):
                         result = ray.get(reference)
                     except RayActorError as error:
                         self._retry(item, error)
-                        ray.kill(worker)  # unreachable is not dead: it must not publish on
+                        ray.kill(worker)  # unreachable is not dead
                         continue
                     except RayTaskError as error:
                         raise error.cause or error from None

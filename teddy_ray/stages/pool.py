@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,8 @@ import ray
 import ray.train
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import RayTrainError  # what Ray Train says itself; our errors come as they are
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import nn
 
 from teddy_ray.device import prepare
@@ -94,62 +95,50 @@ def _train(session: Session, bases: Sequence[Base], bar: Bar, *, last_attempt: b
     """One run of Ray Train over the bases. False where workers were lost and it should be run again."""
     pool = session.recipe.pool
     job = _Job(pool, bases, session.source_ref, session.storage, session.board.poster())
-    resources: dict[str, float] = {"CPU": pool.threads}
-    if pool.gpus_per_worker:
-        resources["GPU"] = pool.gpus_per_worker
+    num_workers = session.workers(pool, at_most=len(bases))
+    # As a task, for Ray Train takes over Ctrl-C where it runs, and leaves the driver no time to show progress.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    task = ray.remote(_fit).options(num_cpus=0, max_retries=0, scheduling_strategy=here).remote(job, num_workers)
+    while not ray.wait([task], timeout=0.5)[0]:
+        bar.update(*session.board.read([base.name for base in bases]))
+    failures = ray.get(task)
+    # A failure of the work itself ends the run; a lost worker is replaced, and bases it had published stay.
+    for failure in failures:
+        if isinstance(failure, InputError | StageError):
+            raise failure
+    lost = all(isinstance(failure, RayActorError | RayTrainError) for failure in failures)
+    if failures and (last_attempt or not lost):
+        raise StageError("pool", ", ".join(base.name for base in bases), "; ".join(map(str, failures)))
+    if failures:
+        session.progress.say(f"pool: {len(failures)} worker(s) lost; training again what they had not finished")
+    return not failures
+
+
+def _fit(job: _Job, num_workers: int) -> list[Exception]:
+    """Run Ray Train. Returns why workers failed, empty where none did."""
+    resources: dict[str, float] = {"CPU": job.pool.threads}
+    if job.pool.gpus_per_worker:
+        resources["GPU"] = job.pool.gpus_per_worker
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=session.workers(pool, at_most=len(bases)),
-            use_gpu=pool.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            num_workers=num_workers, use_gpu=job.pool.gpus_per_worker > 0, resources_per_worker=resources
         ),
         # each worker trains bases of its own, so the process group carries nothing that would want nccl
         torch_config=TorchConfig(backend="gloo"),
         run_config=ray.train.RunConfig(
             name="pool",
-            storage_path=session.storage.session_folder("train"),
-            storage_filesystem=session.storage.fs,
+            storage_path=job.storage.session_folder("train"),
+            storage_filesystem=job.storage.fs,
             failure_config=ray.train.FailureConfig(max_failures=0),
         ),
     )
-    error = _fit(trainer, bases, session, bar)
-    if error is None:
-        return True
-    if not isinstance(error, ray.train.WorkerGroupError):
-        raise error
-    # A failure of the work itself ends the run; a lost worker is replaced, and bases it had published stay.
-    for failure in error.worker_failures.values():
-        cause = getattr(failure, "cause", None) or failure.__cause__ or failure
-        if isinstance(cause, InputError | StageError):
-            raise cause from None
-    lost = all(isinstance(failure, RayActorError) for failure in error.worker_failures.values())
-    if last_attempt or not lost:
-        raise StageError("pool", ", ".join(base.name for base in bases), str(error)) from None
-    return False
-
-
-def _fit(trainer: TorchTrainer, bases: Sequence[Base], session: Session, bar: Bar) -> BaseException | None:
-    """Run the trainer while showing progress; returns what it raised.
-
-    In a thread of its own, where Ray Train leaves the handling of Ctrl-C to us.
-    """
-    outcome: list[BaseException | None] = []
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-            outcome.append(None)
-        except Exception as error:  # noqa: BLE001 - handed to the main thread, which decides
-            outcome.append(error)
-
-    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=0.5)
-        bar.update(*session.board.read([base.name for base in bases]))
-    return outcome[0]
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        return list(error.worker_failures.values())
+    return []
 
 
 def _train_worker(config: dict[str, Any]) -> None:

@@ -1,0 +1,156 @@
+"""Fixtures: a small recipe of the digits, one Ray for all tests that can share it, artifacts built once."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from teddy_ray.flow import Prepared, distill, prepare
+from teddy_ray.progress import Progress
+from teddy_ray.recipe import Recipe, parse_recipe
+from teddy_ray.stages.session import Session
+from teddy_ray.summary import Summary
+
+TINY: dict[str, Any] = {
+    "name": "tiny",
+    "data": {"source": "sklearn:digits", "image_size": 8, "channels": 1, "limit_per_class": 40},
+    "pool": {"architectures": ["convnet:width=8"], "seeds": [0, 1], "snapshots": [1, 3], "batch_size": 16},
+    "statistics": {"chunk_size": 25},
+    "synthesis": {"images_per_class": 4, "steps": 60, "classes_per_unit": 2, "slots_per_unit": 2},
+    "labels": {"views": 6, "images_per_file": 16, "batch_size": 8},
+    "evaluation": {"students": ["convnet:width=8"], "seeds": [0, 1], "epochs": 4, "full_data_epochs": 1},
+}
+"""Ten units, three files of labels, eight students; seconds on one core."""
+
+NEEDS = {
+    "pool": [],
+    "statistics": ["base", "pool"],
+    "synthesis": ["base", "pool", "statistics"],
+    "labels": ["base", "pool", "statistics", "unit", "synthesis"],
+    "evaluation": ["base", "pool", "statistics", "unit", "synthesis", "shard", "labels"],
+}
+"""The artifacts on which a stage builds."""
+
+
+def pytest_configure() -> None:
+    os.environ["HOME"] = tempfile.mkdtemp(prefix="teddy-home-")  # Ray writes a token there
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HOME"], ignore_errors=True)
+
+
+def tiny(storage: Path, **overrides: Any) -> Recipe:
+    """The tiny recipe; overrides name keys with __ for the dot, such as synthesis__steps=5."""
+    tree: dict[str, Any] = {key: dict(part) if isinstance(part, dict) else part for key, part in TINY.items()}
+    tree["storage"] = str(storage)
+    for key, value in overrides.items():
+        section, _, leaf = key.rpartition("__")
+        (tree.setdefault(section, {}) if section else tree)[leaf] = value
+    return parse_recipe(tree)
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[None]:
+    """One local Ray for every test that ends no node and no driver. Four logical CPUs, however many there are."""
+    import ray
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(num_cpus=4, object_store_memory=200_000_000, dashboard_host="127.0.0.1", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class Run:
+    """A finished run of the tiny recipe with one worker per stage."""
+
+    def __init__(self, recipe: Recipe, prepared: Prepared, summary: Summary, folder: Path, progress: str) -> None:
+        self.recipe, self.plan, self.source = recipe, prepared.plan, prepared.source
+        self.storage, self.summary, self.folder, self.progress = prepared.storage, summary, folder, progress
+
+
+@pytest.fixture(scope="session")
+def finished(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The whole pipeline once. Tests read it or copy its artifacts, and never write to it."""
+    folder = tmp_path_factory.mktemp("finished")
+    stages = ("pool", "statistics", "synthesis", "labels", "evaluation")
+    recipe = tiny(folder, **{f"{stage}__num_workers": 1 for stage in stages})
+    with open(folder / "progress.txt", "w+") as stream:
+        summary = distill(recipe, Progress(stream))
+        stream.seek(0)
+        text = stream.read()
+    return Run(recipe, prepare(recipe), summary, folder, text)
+
+
+def copy_artifacts(finished: Run, stage: str, target: Path) -> None:
+    """What `stage` builds on, from the finished run."""
+    (target / "artifacts").mkdir(parents=True)
+    for kind in NEEDS[stage]:
+        shutil.copytree(finished.folder / "artifacts" / kind, target / "artifacts" / kind)
+
+
+def open_session(recipe: Recipe) -> Session:
+    """A session on the shared Ray, for running a single stage."""
+    prepared = prepare(recipe)
+    return Session(prepared.plan, prepared.source, prepared.storage, Progress(open(os.devnull, "w")))  # noqa: SIM115
+
+
+def content_hashes(folder: Path, kind: str) -> dict[str, bytes]:
+    """Bytes of every file of a kind of artifact but its manifest, which holds times."""
+    root = folder / "artifacts" / kind
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file() and path.name != "manifest.json"
+    }
+
+
+def processes(title: str) -> list[int]:
+    """Ids of processes whose command line starts so."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue
+            if command.startswith(title):
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.fixture
+def killer() -> Iterator[Callable[[str, int], list[int]]]:
+    """Starts a thread that kills the first `times` processes of a title, one after another; gives their ids."""
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def start(title: str, times: int) -> list[int]:
+        killed: list[int] = []
+
+        def watch() -> None:
+            while len(killed) < times and not stop.is_set():
+                for pid in processes(title):
+                    if pid not in killed and len(killed) < times:
+                        os.kill(pid, signal.SIGKILL)
+                        killed.append(pid)
+                        break
+                time.sleep(0.02)
+
+        threads.append(threading.Thread(target=watch, daemon=True))
+        threads[-1].start()
+        return killed
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join()

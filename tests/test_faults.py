@@ -1,0 +1,116 @@
+"""Workers and drivers die: the run goes on or resumes, with the same bytes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from conftest import NEEDS, Run, content_hashes, copy_artifacts, open_session, processes, tiny
+
+from teddy_ray.errors import StageError
+from teddy_ray.recipe import dump_recipe
+from teddy_ray.stages import statistics, synthesis
+
+Killer = Callable[[str, int], list[int]]
+
+
+def test_synthesis_survives_two_killed_workers(finished: Run, tmp_path: Path, killer: Killer) -> None:
+    """Invariant 3: three workers, of which two are killed while they optimise a unit."""
+    copy_artifacts(finished, "synthesis", tmp_path)
+    session = open_session(tiny(tmp_path, synthesis__num_workers=3))
+    killed = killer("ray::Synthesiser.optimise", 2)
+    synthesis.run(session)
+    assert len(killed) == 2
+    assert content_hashes(tmp_path, "unit") == content_hashes(finished.folder, "unit")
+
+
+def test_statistics_survive_a_killed_worker(finished: Run, tmp_path: Path, killer: Killer) -> None:
+    copy_artifacts(finished, "statistics", tmp_path)
+    session = open_session(tiny(tmp_path, statistics__num_workers=2))
+    killed = killer("ray::MapWorker", 1)
+    statistics.run(session)
+    assert len(killed) == 1
+    assert content_hashes(tmp_path, "statistics") == content_hashes(finished.folder, "statistics")
+
+
+def test_non_finite_loss_names_unit_step_and_model(finished: Run, tmp_path: Path) -> None:
+    """Invariant 8, through Ray: the unit's own failure is not tried again."""
+    copy_artifacts(finished, "synthesis", tmp_path)
+    session = open_session(tiny(tmp_path, synthesis__ce_weight=1e38, synthesis__learning_rate=1e30))
+    with pytest.raises(StageError, match=r"unit classes \d-\d slots \d-\d, step \d+, member convnet:width=8/seed\d"):
+        synthesis.run(session)
+    assert not (tmp_path / "artifacts" / "synthesis").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "title"),
+    [("pool", "ray::RayTrainWorker"), ("labels", "ray::Labeller.label"), ("evaluation", "ray::_train")],
+)
+def test_other_stages_survive_a_killed_worker(
+    finished: Run, tmp_path: Path, killer: Killer, stage: str, title: str
+) -> None:
+    copy_artifacts(finished, stage, tmp_path)
+    session = open_session(tiny(tmp_path))
+    killed = killer(title, 1)
+    import_module(f"teddy_ray.stages.{stage}").run(session)
+    assert len(killed) == 1
+    for kind in ("base", "shard"):
+        made = content_hashes(tmp_path, kind)
+        assert made.items() <= content_hashes(finished.folder, kind).items()
+
+
+@pytest.mark.parametrize(
+    "stage", ["synthesis", *(pytest.param(stage, marks=pytest.mark.slow) for stage in NEEDS if stage != "synthesis")]
+)
+def test_ctrl_c_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, stage: str) -> None:
+    """A driver of its own with a Ray of its own: ended within 10 s, nothing half published, no process left."""
+    copy_artifacts(finished, stage, tmp_path)
+    (tmp_path / "tiny.yaml").write_text(dump_recipe(tiny(tmp_path)))
+    command = [sys.executable, "-m", "teddy_ray.cli", "distill", str(tmp_path / "tiny.yaml")]
+    others = set(processes("ray::")) | set(_daemons())
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert driver.stderr is not None
+    for line in driver.stderr:
+        if line.startswith(f"{stage} ") and "0.0/" in line:
+            break
+    time.sleep(6)  # workers are up or nearly so
+    started = time.monotonic()
+    os.killpg(driver.pid, signal.SIGINT)
+    message = driver.stderr.read()
+    assert driver.wait() == 130, message
+    assert time.monotonic() - started < 10
+    assert "this resumes: teddy-ray distill" in message
+    assert not (tmp_path / "artifacts" / ".staging").exists()
+    for manifest_folder in (tmp_path / "artifacts").glob("*/*"):
+        assert (manifest_folder / "manifest.json").is_file()
+    deadline = time.monotonic() + 10
+    while left := (set(processes("ray::")) | set(_daemons())) - others:
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.2)
+
+    import_module(f"teddy_ray.stages.{stage}").run(open_session(tiny(tmp_path)))
+    for kind in ("base", "statistics", "unit", "shard"):
+        made = content_hashes(tmp_path, kind)
+        assert made.items() <= content_hashes(finished.folder, kind).items()
+
+
+def _daemons() -> list[int]:
+    """Ray's own processes."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                program = (entry / "cmdline").read_bytes().split(b"\0")[0]
+            except OSError:
+                continue
+            if program.endswith((b"raylet", b"gcs_server")):
+                found.append(int(entry.name))
+    return found

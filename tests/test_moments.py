@@ -1,0 +1,120 @@
+"""Per-class moments, their merges and their mixtures, against exact rational arithmetic."""
+
+from fractions import Fraction
+from functools import reduce
+
+import numpy as np
+import pytest
+import torch
+
+from teddy_ray.moments import Moments, class_moments
+
+COUNTS = (1, 9, 40, 0, 110)
+"""Images per class: unequal, one class absent."""
+POSITIONS = 6
+
+
+def draw(mean, sigma, dtype, seed=0):
+    """Activations (n 2 positions) around `mean`, each class shifted by a sigma, and labels in random order."""
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.repeat(np.arange(len(COUNTS)), COUNTS))
+    noise = random.standard_normal((len(labels), 2, POSITIONS)) + labels[:, None, None]
+    return torch.from_numpy((mean + sigma * noise).astype(dtype)), torch.from_numpy(labels)
+
+
+def moments_in_chunks(activation, labels, size):
+    chunks = zip(activation.split(size), labels.split(size), strict=True)
+    return reduce(Moments.merge, [class_moments(*chunk, len(COUNTS)) for chunk in chunks])
+
+
+def shares_of(classes):
+    counts = torch.tensor([float(COUNTS[c]) if c in classes else 0.0 for c in range(len(COUNTS))], dtype=torch.float64)
+    return counts / counts.sum()
+
+
+def assert_moments_of(pooled, mu, var):
+    """Compare with the exact moments of pooled activations (n channels positions): 1e-9 sigma, 1e-9 of the variance."""
+    for channel in range(pooled.shape[1]):
+        values = [Fraction(value) for value in pooled[:, channel].double().flatten().tolist()]
+        exact_mu = sum(values) / len(values)
+        exact_var = sum((value - exact_mu) ** 2 for value in values) / len(values)
+        sigma = float(exact_var) ** 0.5
+        # float64 holds no mean closer than to its own spacing, which is above 1e-9 sigma where mean / sigma > 1e7
+        floor = float(np.spacing(abs(float(exact_mu)))) / sigma
+        assert abs(float(Fraction(float(mu[channel])) - exact_mu)) <= (1e-9 + floor) * sigma
+        assert abs(float(Fraction(float(var[channel])) / exact_var - 1)) <= 1e-9 + floor
+
+
+SCALES = [
+    (0.0, 1.0, "float64"),
+    (0.0, 1e-8, "float32"),
+    (3.0, 0.5, "float32"),
+    (-1e3, 1e-3, "float64"),
+    (1e5, 0.1, "float64"),
+    (1e6, 0.1, "float64"),
+    (1e6, 0.1, "float32"),
+]
+
+
+@pytest.mark.parametrize("chunk_size", [160, 64, 7])
+@pytest.mark.parametrize("scale", SCALES, ids=str)
+@pytest.mark.parametrize("classes", [(0, 1, 2, 4), (1, 4), (0,)], ids=str)
+def test_mixture_equals_moments_of_pooled_subset(scale, chunk_size, classes):
+    activation, labels = draw(*scale)
+    mu, var = moments_in_chunks(activation, labels, chunk_size).mixture(shares_of(classes))
+    assert mu.dtype == var.dtype == torch.float64
+    assert_moments_of(activation[torch.isin(labels, torch.tensor(classes))], mu, var)
+
+
+def test_mixture_of_classes_far_apart():
+    activation, labels = draw(0.0, 1.0, "float64")
+    activation = activation + 1e6 * labels[:, None, None]
+    mu, var = moments_in_chunks(activation, labels, 50).mixture(shares_of((0, 1, 2, 4)))
+    assert_moments_of(activation, mu, var)
+
+
+def test_mixture_weighs_classes_by_the_shares_asked_for():
+    activation, labels = draw(2.0, 1.0, "float64")
+    x = activation.numpy()
+    one, two = x[labels == 1], x[labels == 2]
+    mu, var = class_moments(activation, labels, 5).mixture(torch.tensor([0.0, 0.25, 0.75, 0.0, 0.0]))
+    expected_mu = 0.25 * one.mean((0, 2)) + 0.75 * two.mean((0, 2))
+    deviations = [((part - expected_mu[:, None]) ** 2).mean((0, 2)) for part in (one, two)]
+    np.testing.assert_allclose(mu, expected_mu, rtol=1e-13)
+    np.testing.assert_allclose(var, 0.25 * deviations[0] + 0.75 * deviations[1], rtol=1e-13)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 13, 80])
+def test_merged_chunks_equal_one_pass_in_every_class(chunk_size):
+    activation, labels = draw(50.0, 0.1, "float32")
+    merged = moments_in_chunks(activation, labels, chunk_size)
+    for label, num_images in enumerate(COUNTS):
+        assert merged.count[label] == num_images * POSITIONS
+        if num_images:
+            alone = torch.zeros(len(COUNTS), dtype=torch.float64)
+            alone[label] = 1.0
+            assert_moments_of(activation[labels == label], *merged.mixture(alone))
+
+
+def test_merge_of_chunks_that_share_no_class():
+    activation, labels = draw(1e5, 0.1, "float64")
+    order = labels.argsort()
+    merged = moments_in_chunks(activation[order], labels[order], 30)
+    assert_moments_of(activation, *merged.mixture(shares_of((0, 1, 2, 4))))
+
+
+def test_absent_class_has_zeros_and_cannot_be_mixed():
+    moments = class_moments(*draw(5.0, 1.0, "float64"), len(COUNTS))
+    assert moments.count[3] == 0
+    assert not moments.mean[3].any()
+    assert not moments.m2[3].any()
+    with pytest.raises(ValueError, match=r"no activations of classes \[3\]"):
+        moments.mixture(torch.full((5,), 0.2, dtype=torch.float64))
+
+
+def test_constant_activations_have_no_variance():
+    labels = torch.tensor([0, 1, 0, 1, 1])
+    moments = class_moments(torch.full((5, 2, 3), 1e6 + 0.1), labels, 2)
+    mu, var = moments.merge(moments).mixture(torch.tensor([0.5, 0.5]))
+    assert torch.equal(mu, torch.full((2,), 1e6 + 0.1).double())
+    assert torch.equal(var, torch.zeros(2, dtype=torch.float64))

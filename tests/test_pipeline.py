@@ -1,0 +1,191 @@
+"""The pipeline on Ray, once from end to end, and what must hold of its result."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, content_hashes, copy_artifacts, open_session, tiny
+
+from teddy_ray import storage as storage_module
+from teddy_ray.dataset import check_folder, decode
+from teddy_ray.flow import distill
+from teddy_ray.labels import soft_labels
+from teddy_ray.augment import apply_boxes
+from teddy_ray.progress import Progress
+from teddy_ray.stages import evaluation, labels, statistics, synthesis
+from teddy_ray.stages.labels import read_labelled, views_of
+from teddy_ray.stages.pool import load_members
+from teddy_ray.stages.session import Session
+from teddy_ray.synthesis import from_pixels
+
+
+def test_run_folder_is_complete(finished: Run) -> None:
+    folder = finished.folder / "runs" / "tiny"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "distilled",
+        "recipe.yaml",
+        "report.html",
+        "summary.json",
+    ]
+    facts = check_folder(folder / "distilled")
+    assert facts["images_per_class"] == 4
+    page = (folder / "report.html").read_text()
+    assert 'src="http' not in page
+    assert "href=" not in page.replace('xlink:href="#', "")  # nothing is fetched: the page works offline
+
+
+def test_summary_says_what_scripts_rely_on(finished: Run) -> None:
+    summary = json.loads((finished.folder / "runs" / "tiny" / "summary.json").read_text())
+    assert set(summary["accuracy"]) == {"distilled", "random_soft", "random_hard", "full_data"}
+    for row in summary["accuracy"].values():
+        assert 0 <= row["mean"] <= 1
+        assert (row["n"], row["split"], row["student"], row["epoch"]) == (2, "test", "convnet:width=8", "last")
+    assert [summary["accuracy"][row]["labels"] for row in ("distilled", "random_soft", "random_hard")] == [
+        "soft",
+        "soft",
+        "hard",
+    ]
+    assert list(summary["stages"]) and all(not facts["reused"] for facts in summary["stages"].values())
+    assert summary["images"] == 40
+    assert summary["bytes"]["labels"] == 40 * 6 * 10 * 2
+    assert summary["synthesis"]["images_steps_per_s"] > 0
+    assert {"torch", "ray", "teddy_ray"} <= set(summary["versions"])
+
+
+def test_progress_names_every_stage(finished: Run) -> None:
+    for stage in ("pool", "statistics", "synthesis", "labels", "evaluation"):
+        assert f"\n{stage:<10} done in " in "\n" + finished.progress
+
+
+def test_second_run_computes_nothing(finished: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Invariant 6: no stage, no Ray, no weights."""
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a second run must not come here")
+
+    monkeypatch.setattr(Session, "start", forbidden)
+    monkeypatch.setattr(storage_module.Artifact, "tensors", forbidden)
+    monkeypatch.setattr(storage_module.Storage, "publish", forbidden)
+    before = content_hashes(finished.folder, ".")
+    with open(finished.folder / "progress2.txt", "w+") as stream:
+        summary = distill(finished.recipe, Progress(stream))
+        stream.seek(0)
+        text = stream.read()
+    assert all(facts["reused"] for facts in summary.stages.values())
+    assert text.count("reused") == 5
+    assert content_hashes(finished.folder, ".") == before
+
+
+def test_labels_are_of_the_stored_images(finished: Run) -> None:
+    """Invariant 5: what was labelled is what anybody reads back from the published files."""
+    plan, store = finished.plan, finished.storage
+    files = sorted((finished.folder / "runs" / "tiny" / "distilled" / "data").iterdir())
+    published = [decode(file.read_bytes())[0] for file in files]
+    pixels = np.concatenate([rows.images for rows in published])
+    assert np.array_equal(pixels, synthesis.read_set(plan, finished.source, store, plan.distilled))
+    models = load_members(plan, store, plan.members)
+    ids = [image_id for rows in published for image_id in rows.ids]
+    boxes = views_of(plan, plan.distilled).boxes(ids)
+    stored = np.concatenate([rows.soft_labels for rows in published])
+    for view in range(boxes.shape[1]):
+        x = apply_boxes(from_pixels(pixels, torch.device("cpu")), boxes[:, view])
+        again = soft_labels(models, x, plan.recipe.labels.temperature).numpy()
+        assert np.abs(again - stored[:, view]).max() < 1e-3  # float16
+
+
+def test_students_replay_the_labelled_views(finished: Run) -> None:
+    """Invariant 4: an epoch trains on exactly the view whose label it uses."""
+    plan = finished.plan
+    run = next(run for run in plan.students if run.row == "distilled")
+    job = evaluation._Job(plan, finished.storage, finished.source, poster=None)  # type: ignore[arg-type]
+    training = evaluation._training_set(run, job)
+    rows = read_labelled(finished.storage, plan.distilled)
+    boxes = views_of(plan, plan.distilled).boxes(rows.ids)
+    for epoch in (1, 2, 6, 7, 13):
+        view_boxes, targets = training.view(epoch)
+        assert np.array_equal(view_boxes, boxes[:, (epoch - 1) % 6])
+        assert np.array_equal(targets, rows.soft_labels[:, (epoch - 1) % 6])
+
+
+def test_test_split_is_read_by_evaluation_alone(finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a readable test split, everything up to the labels gives the same bytes."""
+    copy_artifacts(finished, "synthesis", tmp_path)
+    session = open_session(tiny(tmp_path))
+
+    def unreadable(row: int) -> None:
+        raise AssertionError("the test split was read")
+
+    object.__setattr__(session.source.test, "read_row", unreadable)
+    synthesis.run(session)
+    labels.run(session)
+    assert content_hashes(tmp_path, "unit") == content_hashes(finished.folder, "unit")
+
+
+def test_three_workers_give_the_bytes_of_one(finished: Run, tmp_path: Path) -> None:
+    """Invariant 3, units and labels."""
+    copy_artifacts(finished, "synthesis", tmp_path)
+    session = open_session(tiny(tmp_path, synthesis__num_workers=3, labels__num_workers=3))
+    synthesis.run(session)
+    labels.run(session)
+    assert content_hashes(tmp_path, "unit") == content_hashes(finished.folder, "unit")
+    shards = content_hashes(tmp_path, "shard")
+    assert len(shards) == 3
+    assert shards.items() <= content_hashes(finished.folder, "shard").items()
+
+
+def test_moments_do_not_depend_on_the_number_of_workers(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "statistics", tmp_path)
+    statistics.run(open_session(tiny(tmp_path, statistics__num_workers=3)))
+    assert content_hashes(tmp_path, "statistics") == content_hashes(finished.folder, "statistics")
+
+
+def test_other_weight_reuses_pool_and_statistics_and_keeps_the_old_run(finished: Run, tmp_path: Path) -> None:
+    shutil.copytree(finished.folder, tmp_path / "storage")
+    recipe = tiny(
+        tmp_path / "storage",
+        synthesis__ce_weight=0.1,
+        synthesis__steps=5,
+        evaluation__controls=["random_hard"],
+        evaluation__seeds=[0],
+        evaluation__epochs=1,
+    )
+    with open(tmp_path / "progress.txt", "w") as stream:
+        summary = distill(recipe, Progress(stream))
+    reused = {stage for stage, facts in summary.stages.items() if facts["reused"]}
+    assert reused == {"pool", "statistics"}
+    kept = [path.name for path in (tmp_path / "storage" / "runs").iterdir() if path.name != "tiny"]
+    assert kept == [f"tiny~{finished.plan.evaluation[:8]}"]
+    assert summary.accuracy["distilled"].std is None
+    assert summary.improvement_over_random is None
+
+
+def test_larger_ipc_keeps_the_units(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "labels", tmp_path)
+    session = open_session(tiny(tmp_path, synthesis__images_per_class=6))
+    before = content_hashes(tmp_path, "unit")
+    synthesis.run(session)
+    after = content_hashes(tmp_path, "unit")
+    assert before.items() < after.items()
+    assert len(after) == 15
+
+
+def test_noise_start_and_small_resnet(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "synthesis", tmp_path)
+    recipe = tiny(
+        tmp_path,
+        synthesis__start="noise",
+        synthesis__steps=5,
+        statistics__scope="blend",
+        evaluation__students=["resnet18:width=4"],
+        evaluation__controls=[],
+        evaluation__epochs=1,
+    )
+    with open(tmp_path / "progress.txt", "w") as stream:
+        summary = distill(recipe, Progress(stream))
+    assert list(summary.accuracy) == ["distilled"]
+    assert summary.accuracy["distilled"].student == "resnet18:width=4"

@@ -1,0 +1,351 @@
+import io
+import typing
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from teddy_ray import plan as plan_module
+from teddy_ray.plan import STAGES, VERSIONS, DataFacts, Plan
+from teddy_ray.recipe import Part, Recipe, Role, load_recipe, parse_recipe
+from teddy_ray.sources import open_source
+
+DIGITS = load_recipe(Path(__file__).parents[1] / "pipelines/recipes/digits.yaml")
+FACTS = DataFacts(
+    classes=tuple("abcdefghij"), counts=(20,) * 10, num_test=30, train="train", validation="validation", test="test"
+)
+
+
+def leaves(part=Recipe, prefix=""):
+    for name, info in part.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Part):
+            yield from leaves(info.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info
+
+
+LEAVES = dict(leaves())
+RESULT = [key for key, info in LEAVES.items() if Role.RESULT in info.metadata]
+EXECUTION = [key for key, info in LEAVES.items() if Role.EXECUTION in info.metadata]
+DATA = [key for key in RESULT if key.startswith("data.")]
+
+
+def change(part, key, value):
+    head, _, rest = key.partition(".")
+    return part.model_copy(update={head: change(getattr(part, head), rest, value) if rest else value})
+
+
+def get(part, key):
+    for name in key.split("."):
+        part = getattr(part, name)
+    return part
+
+
+def another(value, annotation=None):
+    """A value unlike the given one: another choice where there is one."""
+    choices = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
+    if others := [choice for choice in choices if choice != value]:
+        return others[0]
+    match value:
+        case bool():
+            return not value
+        case int():
+            return value - 1 if value > 1 else value + 1
+        case float():
+            return value * 0.75 + 0.01
+        case str():
+            return f"{value}-other"
+        case tuple():
+            return (another(value[0]), *value[1:])
+        case None:
+            return "other"
+    raise AssertionError(value)
+
+
+def stages(recipe=DIGITS, facts=FACTS):
+    return Plan(recipe, facts).stages()
+
+
+def changed(recipe=DIGITS, facts=FACTS, base=DIGITS):
+    """The stages whose fingerprints differ from those of `base` on the same data."""
+    before, after = stages(base), stages(recipe, facts)
+    return {stage for stage in STAGES if before[stage] != after[stage]}
+
+
+def from_stage(first):
+    return set(STAGES[STAGES.index(first) :])
+
+
+# -- what changes a fingerprint ------------------------------------------------------------------------------------
+
+
+def test_a_fingerprint_is_a_pure_function_of_recipe_and_data():
+    assert stages(DIGITS.model_copy(deep=True), replace(FACTS)) == stages()
+    assert list(stages()) == list(STAGES)
+    assert len(set(stages().values())) == len(STAGES)
+
+
+@pytest.mark.parametrize("key", [key for key in RESULT if key not in DATA])
+def test_every_result_field_changes_the_fingerprint_of_some_stage(key):
+    assert changed(change(DIGITS, key, another(get(DIGITS, key), LEAVES[key].annotation)))
+
+
+@pytest.mark.parametrize("key", EXECUTION)
+def test_no_execution_field_changes_any_fingerprint(key):
+    recipe = change(DIGITS, key, another(get(DIGITS, key)))
+    assert changed(recipe) == set()
+    ours, theirs = Plan(recipe, FACTS), Plan(DIGITS, FACTS)
+    assert list(ours.units()) == list(theirs.units())
+    assert (ours.bases, ours.students) == (theirs.bases, theirs.students)
+
+
+def test_the_execution_fields_are_those_that_scripts_count_on():
+    assert {"name", "storage", "cluster.address", "cluster.wait_s"} < set(EXECUTION)
+    for stage in STAGES:
+        assert {f"{stage}.num_workers", f"{stage}.gpus_per_worker"} < set(EXECUTION)
+
+
+@pytest.mark.parametrize(
+    ("key", "first"),
+    [
+        ("pool.threads", "pool"),
+        ("pool.seeds", "pool"),
+        ("pool.snapshots", "pool"),
+        ("pool.augmentation.flip", "pool"),
+        ("statistics.threads", "statistics"),
+        ("statistics.view", "statistics"),
+        ("synthesis.augmentation.crop_scale", "statistics"),
+        ("seed", "statistics"),
+        ("statistics.scope", "synthesis"),
+        ("statistics.blend", "synthesis"),
+        ("synthesis.threads", "synthesis"),
+        ("synthesis.ce_weight", "synthesis"),
+        ("synthesis.images_per_class", "synthesis"),
+        ("labels.threads", "labels"),
+        ("labels.temperature", "labels"),
+        ("labels.augmentation.flip", "labels"),
+        ("evaluation.threads", "evaluation"),
+        ("evaluation.epochs", "evaluation"),
+        ("evaluation.controls", "evaluation"),
+    ],
+)
+def test_a_field_changes_its_own_stage_and_all_that_read_it_and_nothing_before(key, first):
+    assert changed(change(DIGITS, key, another(get(DIGITS, key), LEAVES[key].annotation))) == from_stage(first)
+
+
+def test_the_augmentation_of_synthesis_does_not_matter_to_statistics_of_plain_images():
+    plain = change(DIGITS, "statistics.view", "plain")
+    assert changed(change(plain, "synthesis.augmentation.flip", True), base=plain) == from_stage("synthesis")
+    assert changed(change(plain, "seed", 5), base=plain) == from_stage("synthesis")
+
+
+@pytest.mark.parametrize(("part", "first"), [("train", "pool"), ("validation", "pool"), ("test", "evaluation")])
+def test_the_identity_of_the_data_changes_what_reads_it(part, first):
+    assert changed(facts=replace(FACTS, **{part: "other"})) == from_stage(first)
+
+
+@pytest.mark.parametrize("key", ["data.source", "data.test_source"])
+def test_where_the_data_lies_changes_nothing(key):
+    assert changed(change(DIGITS, key, "elsewhere")) == set()
+
+
+def facts_of(recipe):
+    source = open_source(recipe.data)
+    counts = np.bincount(source.train.labels)
+    parts = {name: getattr(source, name).identity for name in ("train", "validation", "test")}
+    return DataFacts(source.classes, tuple(counts.tolist()), len(source.test), **parts)
+
+
+@pytest.fixture(scope="module")
+def two_of_each(tmp_path_factory):
+    """A recipe for Parquet with two columns of images and two of labels."""
+
+    def png(value):
+        buffer = io.BytesIO()
+        Image.new("L", (8, 8), value).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    path = tmp_path_factory.mktemp("data") / "train.parquet"
+    columns = {
+        "image": [png(row) for row in range(30)],
+        "second_image": [png(255 - row) for row in range(30)],
+        "label": ["a", "b"] * 15,
+        "second_label": ["a", "b", "b"] * 10,
+    }
+    pq.write_table(pa.table(columns), path)
+    data = {"source": str(path), "image_size": 8}
+    return parse_recipe({"name": "two", "data": data, "synthesis": {"images_per_class": 2}})
+
+
+OTHER_DATA = {
+    "data.test_fraction": 0.4,
+    "data.validation": 0.3,
+    "data.image_size": 9,
+    "data.channels": 1,
+    "data.classes": ("b", "a"),
+    "data.limit_per_class": 5,
+    "data.image_column": "second_image",
+    "data.label_column": "second_label",
+}
+
+
+def test_the_data_fields_below_are_all_there_are():
+    assert set(OTHER_DATA) == set(DATA) - {"data.source", "data.test_source"}
+
+
+@pytest.mark.parametrize("key", OTHER_DATA)
+def test_every_data_field_changes_the_fingerprint_of_some_stage(two_of_each, key):
+    recipe = change(two_of_each, key, OTHER_DATA[key])
+    assert stages(recipe, facts_of(recipe)) != stages(two_of_each, facts_of(two_of_each))
+
+
+@pytest.mark.parametrize("kind", VERSIONS)
+def test_a_new_version_of_an_algorithm_reuses_nothing_it_made(monkeypatch, kind):
+    before = stages()
+    monkeypatch.setitem(plan_module.VERSIONS, kind, VERSIONS[kind] + 1)
+    after = stages()
+    first = {"base": "pool", "unit": "synthesis", "shard": "labels", "set": "evaluation", "student": "evaluation"}
+    assert {stage for stage in STAGES if before[stage] != after[stage]} == from_stage(first.get(kind, kind))
+
+
+# -- students and sets ---------------------------------------------------------------------------------------------
+
+
+def students(recipe=DIGITS, facts=FACTS):
+    return {(run.row, run.seed): run.fingerprint for run in Plan(recipe, facts).students}
+
+
+def test_there_is_a_student_for_every_row_and_seed_each_with_its_own_fingerprint():
+    assert set(students()) == {
+        (row, seed) for row in ("distilled", *DIGITS.evaluation.controls) for seed in DIGITS.evaluation.seeds
+    }
+    assert len(set(students().values())) == len(students())
+
+
+def test_equal_labels_stand_for_distilled_and_random_soft_alone():
+    labels = {run.row: run.labels for run in Plan(DIGITS, FACTS).students}
+    assert labels == {"distilled": "soft", "random_soft": "soft", "random_hard": "hard", "full_data": "hard"}
+
+
+@pytest.mark.parametrize("row", ["distilled", "random_soft", "random_hard", "full_data"])
+def test_a_student_of_other_views_is_another_student(row):
+    views = DIGITS.evaluation.full_data_epochs // 3
+    before, after = (students(change(DIGITS, "labels.views", number)) for number in (views, views + 1))
+    assert before[row, 0] != after[row, 0]
+
+
+@pytest.mark.parametrize("row", ["random_soft", "random_hard", "full_data"])
+def test_synthesis_does_not_touch_the_students_of_controls(row):
+    before, after = students(), students(change(DIGITS, "synthesis.steps", 7))
+    assert before[row, 1] == after[row, 1]
+    assert before["distilled", 1] != after["distilled", 1]
+
+
+def test_every_seed_draws_a_random_set_of_its_own_and_both_controls_share_it():
+    runs = Plan(DIGITS, FACTS).students
+    drawn = {(run.row, run.seed): run.images.fingerprint for run in runs if run.row.startswith("random")}
+    for seed in DIGITS.evaluation.seeds:
+        assert drawn["random_soft", seed] == drawn["random_hard", seed]
+    assert len(set(drawn.values())) == len(DIGITS.evaluation.seeds)
+
+
+def test_without_random_controls_no_random_set_is_drawn():
+    plan = Plan(change(DIGITS, "evaluation.controls", ("full_data",)), FACTS)
+    assert plan.random_sets == ()
+    assert {run.row for run in plan.students} == {"distilled", "full_data"}
+
+
+def test_the_members_are_every_snapshot_of_every_base():
+    plan = Plan(DIGITS, FACTS)
+    assert len(plan.bases) == 2
+    assert [(member.base.seed, member.epoch) for member in plan.members] == [
+        (seed, epoch) for seed in (0, 1) for epoch in (2, 4, 6, 8, 10)
+    ]
+
+
+def test_a_further_seed_keeps_the_bases_that_are_there():
+    more = Plan(change(DIGITS, "pool.seeds", (0, 1, 2)), FACTS).bases
+    assert set(Plan(DIGITS, FACTS).bases) < set(more)
+    assert len({base.fingerprint for base in more}) == 3
+
+
+# -- units ---------------------------------------------------------------------------------------------------------
+
+
+def synthesis(images_per_class, classes_per_unit, slots_per_unit):
+    recipe = DIGITS
+    for key, value in locals().copy().items():
+        if key != "recipe":
+            recipe = change(recipe, f"synthesis.{key}", value)
+    return Plan(recipe, FACTS)
+
+
+@pytest.mark.parametrize("blocks", [(10, 10, 10), (10, 5, 10), (7, 3, 2), (1, 1, 1), (4, 20, 50), (5, 4, 3)])
+def test_units_cover_every_class_and_slot_exactly_once(blocks):
+    plan = synthesis(*blocks)
+    units = list(plan.units())
+    covered = [(label, slot) for unit in units for label in unit.classes for slot in unit.slots]
+    assert sorted(covered) == [(label, slot) for label in range(10) for slot in range(blocks[0])]
+    assert len(units) == plan.num_units == len({unit.fingerprint for unit in units}) == len({u.name for u in units})
+    assert sum(unit.num_images for unit in units) == plan.num_images == 10 * blocks[0]
+
+
+def test_neighbouring_units_share_no_class():
+    units = list(synthesis(6, 4, 2).units())
+    assert len(units) == 9
+    assert not any(set(a.classes) & set(b.classes) for a, b in pairwise(units))
+
+
+@pytest.mark.parametrize(("small", "large", "slots"), [(10, 50, 10), (10, 20, 5), (4, 10, 2), (1, 50, 1), (10, 25, 10)])
+def test_a_larger_ipc_keeps_the_units_of_a_smaller_one(small, large, slots):
+    few, many = list(synthesis(small, 5, slots).units()), list(synthesis(large, 5, slots).units())
+    assert set(few) < set(many)
+    assert synthesis(small, 5, slots).synthesis != synthesis(large, 5, slots).synthesis
+
+
+def test_a_block_cut_short_by_the_ipc_is_another_unit():
+    few, many = list(synthesis(3, 5, 2).units()), list(synthesis(4, 5, 2).units())
+    assert {unit.slots for unit in set(few) & set(many)} == {range(0, 2)}
+
+
+@pytest.mark.parametrize("key", ["seed", "synthesis.steps", "statistics.scope", "pool.batch_size"])
+def test_whatever_changes_the_bytes_of_units_changes_every_one(key):
+    other = change(DIGITS, key, another(get(DIGITS, key), LEAVES[key].annotation))
+    ours, theirs = ({unit.fingerprint for unit in Plan(recipe, FACTS).units()} for recipe in (DIGITS, other))
+    assert not ours & theirs
+
+
+# -- rows and files ------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_ordered_by_class_then_slot_with_unique_ids():
+    plan = synthesis(3, 5, 2)
+    rows = range(plan.num_images)
+    assert plan.image_labels(rows) == sorted(list(range(10)) * 3)
+    assert len(set(plan.image_ids(rows))) == 30
+    assert plan.image_ids(range(4, 6)) == plan.image_ids(rows)[4:6] == ["00001-00001", "00001-00002"]
+
+
+@pytest.mark.parametrize("per_file", [1, 7, 100, 1000])
+def test_the_files_of_a_set_hold_every_row_once(per_file):
+    plan = Plan(change(DIGITS, "labels.images_per_file", per_file), FACTS)
+    shards = plan.shards(plan.distilled)
+    assert [row for shard in shards for row in shard.rows] == list(range(100))
+    assert len({shard.fingerprint for shard in shards}) == len(shards) == -(-100 // per_file)
+
+
+def test_work_is_counted_in_full():
+    work = {stage: amount for stage, (amount, _) in Plan(DIGITS, FACTS).work().items()}
+    assert work == {
+        "pool": 200 * 10 * 2,
+        "statistics": 200 * 10,
+        "synthesis": 100 * 200,
+        "labels": 100 * 100 * 10,
+        "evaluation": 3 * (3 * 100 * 300 + 200 * 30),
+    }
+    assert Plan(DIGITS, FACTS).label_bytes == 100 * 100 * 10 * 2

@@ -1,0 +1,322 @@
+from pathlib import Path
+
+import pydantic
+import pytest
+import yaml
+
+from teddy_ray.errors import InputError
+from teddy_ray.recipe import Part, Recipe, Role, dump_recipe, load_recipe, parse_recipe, result_fields
+
+DIGITS = Path(__file__).parents[1] / "pipelines/recipes/digits.yaml"
+SMALL = {"name": "small", "data": {"source": "sklearn:digits"}}
+
+
+def walk(part=Recipe, above=()):
+    """(dotted key, field, the section's roles from the top) of every field, sections included."""
+    for name, info in part.model_fields.items():
+        roles = [item for item in info.metadata if isinstance(item, Role)]
+        yield ".".join([*(key for key, _ in above), name]), info, [*(role for _, role in above), roles]
+        if isinstance(info.annotation, type) and issubclass(info.annotation, Part):
+            yield from walk(info.annotation, (*above, (name, roles)))
+
+
+FIELDS = {key: (info, roles) for key, info, roles in walk()}
+LEAVES = [key for key in FIELDS if not any(other.startswith(f"{key}.") for other in FIELDS)]
+
+
+@pytest.fixture
+def recipe_file(tmp_path):
+    def write(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def load(recipe_file):
+    """A small recipe with overrides."""
+    return lambda *overrides: load_recipe(recipe_file(yaml.safe_dump(SMALL)), overrides)
+
+
+def problems(call, *arguments):
+    """Key -> (value, remedy) of everything that is refused."""
+    with pytest.raises(InputError) as caught:
+        call(*arguments)
+    found = {problem.key: (problem.value, problem.remedy) for problem in caught.value.problems}
+    assert len(found) == len(caught.value.problems), "one problem per key"
+    return found
+
+
+# -- fields --------------------------------------------------------------------------------------------------------
+
+
+def test_the_digits_recipe_loads():
+    recipe = load_recipe(DIGITS)
+    assert recipe.name == "digits"
+    assert recipe.data.source == "sklearn:digits"
+    assert recipe.pool.snapshots == (2, 4, 6, 8, 10)
+    assert recipe.pool.augmentation.flip is False
+
+
+def test_the_walk_reaches_the_nested_fields():
+    assert {"name", "synthesis.num_workers", "labels.augmentation.crop_scale", "cluster.wait_s"} < set(LEAVES)
+    assert "labels.augmentation" not in LEAVES
+
+
+@pytest.mark.parametrize("key", FIELDS)
+def test_every_field_has_exactly_one_role(key):
+    assert len(FIELDS[key][1][-1]) == 1
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_no_result_field_lies_in_an_execution_section(key):
+    *sections, role = [roles[0] for roles in FIELDS[key][1]]
+    assert role is Role.EXECUTION or Role.EXECUTION not in sections
+
+
+@pytest.mark.parametrize("key", LEAVES)
+def test_every_field_is_described(key):
+    assert FIELDS[key][0].description
+
+
+def test_result_fields_leave_out_execution_fields():
+    def keys(fields, prefix=""):
+        for name, value in fields.items():
+            yield from keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [prefix + name]
+
+    expected = {key for key in LEAVES if FIELDS[key][1][-1] == [Role.RESULT]}
+    assert set(keys(result_fields(load_recipe(DIGITS)))) == expected
+    assert not expected & {"name", "storage", "cluster.address", "pool.num_workers", "labels.gpus_per_worker"}
+    assert {"seed", "pool.threads", "synthesis.ce_weight", "labels.augmentation.flip"} < expected
+
+
+@pytest.mark.parametrize("part", ["", "synthesis", "labels.augmentation"])
+def test_a_recipe_is_frozen(part):
+    target = load_recipe(DIGITS)
+    for name in filter(None, part.split(".")):
+        target = getattr(target, name)
+    with pytest.raises(pydantic.ValidationError, match="frozen"):
+        setattr(target, next(iter(type(target).model_fields)), 1)
+
+
+def test_a_dumped_recipe_loads_as_the_same_recipe(recipe_file):
+    overrides = ["synthesis.ce_weight=1e-5", "data.classes=['1', '0']", "cluster.wait_s=0", "pool.num_workers=3"]
+    recipe = load_recipe(DIGITS, overrides)
+    dumped = dump_recipe(recipe)
+    assert load_recipe(recipe_file(dumped)) == recipe
+    assert set(yaml.safe_load(dumped)) == set(Recipe.model_fields)
+    assert yaml.safe_load(dumped)["evaluation"]["weight_decay"] == 0.01
+
+
+# -- problems ------------------------------------------------------------------------------------------------------
+
+WRONG = """
+seed: -1
+data: {source: sklearn:digits, channels: 2, image_size: "8", classes: [a, 3], image_sise: 8}
+pool:
+  num_workers: none
+  snapshots: []
+  seeds: [0, -1]
+  augmentation: {crop_scale: [0.5], flip: 1}
+statistics: 3
+synthesis: {steps: 0, ce_weight: .nan, num_workers: 0, start: reel}
+evaluation: {controls: [random_softt]}
+"""
+
+
+def test_every_problem_is_reported_at_once_with_key_value_and_remedy(recipe_file):
+    found = problems(load_recipe, recipe_file(WRONG))
+    assert found.pop("data.image_sise")[0] == 8
+    value, remedy = found.pop("synthesis.ce_weight")
+    assert value != value
+    assert remedy == "should be a finite number"
+    value, remedy = found.pop("pool.snapshots")
+    assert value == []
+    assert "at least 1 item" in remedy
+    assert found == {
+        "name": (None, "this key is required"),
+        "seed": (-1, "should be greater than or equal to 0"),
+        "data.channels": (2, "should be 1 or 3"),
+        "data.image_size": ("8", "should be a valid integer"),
+        "data.classes.1": (3, "should be a valid string"),
+        "pool.num_workers": ("none", "should be a valid integer, or should be 'auto'"),
+        "pool.seeds.1": (-1, "should be greater than or equal to 0"),
+        "pool.augmentation.crop_scale.1": (None, "this key is required"),
+        "pool.augmentation.flip": (1, "should be a valid boolean"),
+        "statistics": (3, "should be an object"),
+        "synthesis.steps": (0, "should be greater than or equal to 1"),
+        "synthesis.num_workers": (0, "should be greater than or equal to 1, or should be 'auto'"),
+        "synthesis.start": ("reel", "should be 'real' or 'noise'"),
+        "evaluation.controls.0": ("random_softt", "should be 'random_soft', 'random_hard' or 'full_data'"),
+    }
+
+
+def test_a_missing_key_of_a_section_is_named():
+    assert problems(parse_recipe, {"name": "a", "data": {}}) == {"data.source": (None, "this key is required")}
+
+
+@pytest.mark.parametrize(
+    ("key", "hint"),
+    [
+        ("sed", "did you mean 'seed'? "),
+        ("synthesis.stepps", "did you mean 'steps'? "),
+        ("labels.augmentation.flipp", "did you mean 'flip'? "),
+        ("cluster.adress", "did you mean 'address'? "),
+        ("data.qqq", ""),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_closest_and_all_valid_keys(load, key, hint):
+    (name, (value, remedy)), *others = problems(load, f"{key}=7").items()
+    assert (name, value, others) == (key, 7, [])
+    section = Recipe
+    for piece in key.split(".")[:-1]:
+        section = section.model_fields[piece].annotation
+    assert remedy == f"unknown key; {hint}valid here: {', '.join(section.model_fields)}"
+
+
+@pytest.mark.parametrize("value", ["1.5", "'3'", "true", "null", "[1]", "1e3"])
+def test_types_are_not_converted_silently(load, value):
+    assert set(problems(load, f"synthesis.steps={value}")) == {"synthesis.steps"}
+
+
+def test_a_whole_number_serves_where_a_fraction_is_meant(load):
+    weight = load("synthesis.ce_weight=2").synthesis.ce_weight
+    assert (weight, type(weight)) == (2.0, float)
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../a", ".hidden", "a b", "a~1", "a\n"])
+def test_a_name_that_is_no_plain_folder_name_is_refused(name):
+    assert set(problems(parse_recipe, {**SMALL, "name": name})) == {"name"}
+
+
+@pytest.mark.parametrize("key", ["data.test_fraction", "data.validation", "statistics.blend"])
+@pytest.mark.parametrize("value", ["0", "1", "-0.1", ".inf"])
+def test_a_fraction_lies_between_0_and_1(load, key, value):
+    assert set(problems(load, f"{key}={value}")) == {key}
+
+
+# -- contradictions ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("pool.snapshots=[4, 2]", "rising order"),
+        ("pool.snapshots=[2, 2]", "rising order"),
+        ("pool.seeds=[1, 1]", "only once"),
+        ("pool.architectures=[convnet, convnet]", "only once"),
+        ("evaluation.seeds=[0, 1, 0]", "only once"),
+        ("evaluation.students=[convnet, convnet]", "only once"),
+        ("evaluation.controls=[full_data, full_data]", "only once"),
+        ("data.classes=['1', '1']", "only once"),
+        ("pool.augmentation.crop_scale=[0.9, 0.2]", "low <= high <= 1"),
+        ("labels.augmentation.crop_scale=[0.5, 1.5]", "low <= high <= 1"),
+        ("synthesis.augmentation.crop_ratio=[2, 1]", "low <= high"),
+        ("synthesis.models_per_step=6", "at most 5, the members of the pool"),
+    ],
+)
+def test_a_contradiction_is_refused_with_its_key_and_value(load, override, remedy):
+    key, _, value = override.partition("=")
+    found = problems(load, override)
+    assert set(found) == {key}
+    assert found[key][0] == yaml.safe_load(value)
+    assert remedy in found[key][1]
+
+
+def test_all_contradictions_are_reported_at_once(load):
+    overrides = ["pool.snapshots=[2, 1]", "pool.seeds=[0, 0]", "synthesis.models_per_step=9"]
+    assert set(problems(load, *overrides)) == {"pool.snapshots", "pool.seeds", "synthesis.models_per_step"}
+
+
+def test_models_per_step_may_be_the_whole_pool(load):
+    overrides = ["pool.seeds=[0, 1]", "pool.snapshots=[1, 2, 3]", "synthesis.models_per_step=6"]
+    assert load(*overrides).synthesis.models_per_step == 6
+
+
+def test_an_empty_list_of_classes_is_refused(load):
+    assert set(problems(load, "data.classes=[]")) == {"data.classes"}
+
+
+# -- overrides -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("synthesis.ce_weight=1e-3", 1e-3),
+        ("synthesis.ce_weight=1E3", 1000.0),
+        ("synthesis.ce_weight=.5e-1", 0.05),
+        ("pool.seeds=[3, 4]", (3, 4)),
+        ("evaluation.controls=[]", ()),
+        ("cluster.address=null", None),
+        ("cluster.address=", None),
+        ("synthesis.augmentation.flip=false", False),
+        ("synthesis.num_workers=auto", "auto"),
+        ("data.source=s3://bucket/a=b", "s3://bucket/a=b"),
+    ],
+)
+def test_an_override_is_yaml_and_makes_the_sections_it_needs(load, override, value):
+    found = load(override)
+    for piece in override.partition("=")[0].split("."):
+        found = getattr(found, piece)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_the_last_override_of_a_key_counts_and_values_come_after(recipe_file):
+    path = recipe_file(yaml.safe_dump({**SMALL, "storage": "file"}))
+    assert load_recipe(path, ["storage=first", "storage=second"]).storage == "second"
+    assert load_recipe(path, ["storage=first"], {"storage": "1e3", "cluster.address": "auto"}).storage == "1e3"
+
+
+@pytest.mark.parametrize("override", ["synthesis.steps", "=3"])
+def test_an_override_that_is_no_assignment_is_refused(load, override):
+    assert problems(load, override) == {"--set": (override, "write it as section.key=value")}
+
+
+def test_an_override_of_broken_yaml_is_named_by_its_key(load):
+    value, remedy = problems(load, "pool.seeds=[1")["pool.seeds"]
+    assert value == "[1"
+    assert "valid YAML" in remedy
+
+
+def test_an_override_through_a_value_is_refused(load):
+    value, remedy = problems(load, "name.x=3")["name.x"]
+    assert value == 3
+    assert "'name' holds a value" in remedy
+
+
+# -- YAML ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["name: a\nname: b\n", "name: a\ndata: {source: s, source: t}\n"])
+def test_a_key_given_twice_is_refused(recipe_file, text):
+    assert "stands twice" in problems(load_recipe, recipe_file(text))["RECIPE"][1]
+
+
+@pytest.mark.parametrize("value", ["!!python/object/apply:os.mkdir [{0}]", "!!python/name:os.mkdir", "!custom x"])
+def test_a_tag_that_could_run_code_is_refused_and_runs_nothing(recipe_file, tmp_path, load, value):
+    trap = tmp_path / "trap"
+    value = value.format(trap)
+    assert "valid YAML" in problems(load_recipe, recipe_file(f"name: {value}\ndata: {{source: s}}"))["RECIPE"][1]
+    assert "valid YAML" in problems(load, f"name={value}")["name"][1]
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "a: ["])
+def test_a_file_that_holds_no_mapping_is_refused(recipe_file, text):
+    assert set(problems(load_recipe, recipe_file(text))) == {"RECIPE"}
+
+
+@pytest.mark.parametrize("text", ["2020-01-01: x\n", "seed: &a [*a]\n"], ids=["date as key", "list inside itself"])
+def test_yaml_that_has_no_plain_form_is_refused(recipe_file, text):
+    assert problems(load_recipe, recipe_file(f"{text}name: a\ndata: {{source: s}}\n"))
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+    for path in (tmp_path / "missing.yaml", tmp_path):
+        assert problems(load_recipe, path)["RECIPE"][0] == str(path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\xd8")
+    assert set(problems(load_recipe, tmp_path / "binary.yaml")) == {"RECIPE"}
