@@ -10,6 +10,7 @@ from PIL import Image
 
 from teddy_ray.dataset import FACTS, LabelledImages, check_folder, concatenate, decode, encode, seal, shard_name
 from teddy_ray.errors import InputError
+from teddy_ray.storage import to_json
 
 CLASSES = ("cat", "dog é")
 PER_CLASS, VIEWS, SIZE = 3, 4, 6
@@ -233,9 +234,19 @@ def test_facts_without_a_seal_are_refused(folder, content):
     assert [problem.key for problem in problems(folder)] == [str(folder / FACTS)]
 
 
-def test_facts_changed_without_a_new_seal_are_refused(folder):
-    facts = json.loads((folder / FACTS).read_text())
-    (folder / FACTS).write_text(json.dumps({**facts, "images_per_class": 4}, indent=2, sort_keys=True) + "\n")
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        lambda text: to_json({**json.loads(text), "images_per_class": 4}),
+        lambda text: json.dumps(json.loads(text)),
+        lambda text: text.replace("\n", "\r\n"),
+        lambda text: text + " ",
+    ],
+    ids=["other facts", "other layout", "other line ends", "a space more"],
+)
+def test_facts_written_anew_without_a_new_seal_are_refused(folder, rewrite):
+    content = rewrite((folder / FACTS).read_bytes().decode())
+    (folder / FACTS).write_bytes(content.encode())
     assert [problem.key for problem in problems(folder)] == [str(folder / FACTS)]
 
 

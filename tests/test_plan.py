@@ -239,6 +239,20 @@ def test_a_student_of_other_views_is_another_student(row):
     assert before[row, 0] != after[row, 0]
 
 
+@pytest.mark.parametrize("key", ["seed", "labels.augmentation.flip", "evaluation.batch_size", "evaluation.threads"])
+@pytest.mark.parametrize("row", ["distilled", "random_soft", "random_hard", "full_data"])
+def test_every_student_changes_with(row, key):
+    before, after = students(), students(change(DIGITS, key, another(get(DIGITS, key))))
+    assert before[row, 1] != after[row, 1]
+
+
+@pytest.mark.parametrize("key", ["pool.batch_size", "labels.temperature", "labels.batch_size"])
+@pytest.mark.parametrize("row", ["distilled", "random_soft"])
+def test_every_student_of_soft_labels_changes_with(row, key):
+    before, after = students(), students(change(DIGITS, key, another(get(DIGITS, key))))
+    assert before[row, 1] != after[row, 1]
+
+
 @pytest.mark.parametrize("row", ["random_soft", "random_hard", "full_data"])
 def test_synthesis_does_not_touch_the_students_of_controls(row):
     before, after = students(), students(change(DIGITS, "synthesis.steps", 7))

@@ -63,10 +63,11 @@ def test_on_a_terminal_a_bar_is_drawn_in_place():
 
 
 def test_a_bar_is_cleared_when_its_stage_fails():
-    stream = Terminal()
+    stream, bars = Terminal(), []
 
     def fail():
         with Progress(stream).stage("pool", 2, "bases") as bar:
+            bars.append(bar)
             bar.update(1)
             raise KeyError
 

@@ -497,7 +497,7 @@ def data(request, tmp_path):
         changed = path / "dog" / "7.png"
     else:
         path, changed = tmp_path / "parquet", tmp_path / "parquet/a.parquet"
-        write_parquet(changed, ["a", "b"] * 10)
+        write_parquet(changed, ["a", "b"] * 10, row_group_size=4)
 
     def touch():
         content = bytearray(changed.read_bytes())
@@ -558,6 +558,11 @@ def test_identity_changes_with_the_columns(tmp_path):
     write_parquet(tmp_path / "a.parquet", ["a", "b"] * 10, **others)
     columns = [{}, {"label_column": "other_label"}, {"image_column": "other_image"}]
     assert len({identities(tmp_path, **fields)[0] for fields in columns}) == len(columns)
+
+
+def test_identity_changes_with_the_labels_alone():
+    images = unread([5, 5])
+    assert replace(images, labels=images.labels[::-1]).identity != images.identity
 
 
 def test_identity_of_a_selection_is_of_its_images_and_their_order():

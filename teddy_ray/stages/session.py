@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -128,20 +127,14 @@ def misfits(recipe: Recipe, cpus: float, gpus: float) -> list[Problem]:
     for stage in PLACED:
         part: Placed = getattr(recipe, stage)
         num = 1 if part.num_workers == "auto" else part.num_workers
-        have: Mapping[str, tuple[float, float, str]] = {
-            "gpus_per_worker": (part.gpus_per_worker, gpus, "GPUs"),
-            "threads": (part.threads, cpus, "CPUs"),
-        }
-        for key, (each, total, what) in have.items():
-            if num * each > total:
-                problems.append(
-                    Problem(
-                        f"{stage}.{key}",
-                        each,
-                        f"{num} worker(s) ask for {num * each:g} {what}, the cluster has {total:g}; "
-                        f"lower it or {stage}.num_workers, or give cluster.address of a larger one",
-                    )
-                )
+        needs = (("gpus_per_worker", part.gpus_per_worker, gpus, "GPUs"), ("threads", part.threads, cpus, "CPUs"))
+        for key, each, total, what in needs:
+            if num * each <= total:
+                continue
+            name, value = ("num_workers", num) if each <= total else (key, each)
+            asked = f"{num} worker(s) ask for {num * each:g} {what}, the cluster has {total:g}"
+            remedy = f"{asked}; lower it, or give cluster.address of a larger cluster"
+            problems.append(Problem(f"{stage}.{name}", value, remedy))
     return problems
 
 

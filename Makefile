@@ -1,0 +1,42 @@
+# Everything runs in .venv, which `make` builds from pyproject.toml with the versions of constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+RECIPE ?= pipelines/recipes/digits.yaml
+
+.PHONY: demo test test-all lint format bench clean
+
+demo: .venv/installed  ## distil scikit-learn's digits: runs/digits/report.html
+	$(BIN)/teddy-ray distill $(RECIPE)
+
+test: .venv/installed-dev  ## what CI runs; under ten minutes on two cores
+	$(BIN)/pytest
+
+test-all: .venv/installed-dev  ## with every fault in every stage
+	$(BIN)/pytest -m "slow or not slow"
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/installed-dev  ## prints ratios; tests/benchmarks/RESULTS.md keeps them
+	$(BIN)/python tests/benchmarks/bench_synthesis.py
+
+clean:  ## the environment; never artifacts/ or runs/
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"Python 3.11 or later is needed, not {sys.version.split()[0]}; make PYTHON=..."'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,174 @@
+"""The command line: exit statuses, and messages that name key, value and remedy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from conftest import Run, tiny
+from PIL import Image
+
+from teddy_ray.cli import main
+from teddy_ray.recipe import dump_recipe
+
+DIGITS = str(Path(__file__).parent.parent / "pipelines" / "recipes" / "digits.yaml")
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """Runs distill on the digits recipe, expects status 2 before any Ray starts, gives what was said."""
+
+    def no_ray(*_: Any, **__: Any) -> None:
+        raise AssertionError("Ray was started for wrong input")
+
+    def run(*overrides: str, storage: str | None = None, recipe: str = DIGITS) -> str:
+        monkeypatch.setattr(ray, "init", no_ray)
+        flags = [piece for override in overrides for piece in ("--set", override)]
+        status = main(["distill", recipe, *flags, "--storage", storage or str(tmp_path / "storage")])
+        captured = capfd.readouterr()
+        assert status == 2, captured.err
+        assert captured.out == ""
+        assert not (tmp_path / "storage").exists()
+        return captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value", "remedy"),
+    [
+        ("synthesis.image_per_class=1", "synthesis.image_per_class", "1", "did you mean 'images_per_class'?"),
+        ("synthesis.steps=many", "synthesis.steps", "'many'", "should be a valid integer"),
+        ("synthesis.images_per_class=0", "synthesis.images_per_class", "0", "should be greater than or equal to 1"),
+        ("synthesis.images_per_class=500", "synthesis.images_per_class", "500", "should be at most"),
+        ("data.source=nowhere/at/all", "data.source", "nowhere/at/all", "does not exist"),
+        ("pool.architectures=[convnett]", "pool.architectures", "convnett", "convnet"),
+        ('evaluation.students=["convnet:depth=9"]', "evaluation.students", "convnet:depth=9", "lower the depth"),
+        ("synthesis.gpus_per_worker=64", "synthesis.gpus_per_worker", "64", "the cluster has"),
+        ("pool.num_workers=4096", "pool.num_workers", "4096", "lower it, or give cluster.address"),
+        ("pool.generation=later", "pool.generation", "'later'", "'prior'"),
+    ],
+)
+def test_wrong_input_names_key_value_and_remedy(
+    refused: Refused, override: str, key: str, value: str, remedy: str
+) -> None:
+    message = refused(override)
+    assert message.startswith(f"teddy-ray: error: {key}: found ")
+    assert value in message
+    assert remedy in message
+
+
+def test_two_wrong_keys_are_both_reported(refused: Refused) -> None:
+    message = refused("synthesis.stepps=3", "labels.views=-1")
+    assert "synthesis.stepps" in message
+    assert "labels.views: found -1" in message
+
+
+def test_wrong_path_and_wrong_model_are_both_reported(refused: Refused) -> None:
+    message = refused("data.source=nowhere", "pool.architectures=[alexnet]")
+    assert "data.source: found 'nowhere'" in message
+    assert "pool.architectures: found 'alexnet'" in message
+
+
+def test_storage_that_cannot_be_written(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    message = refused(storage=str(tmp_path / "file" / "below"))
+    assert "storage: found" in message
+    assert "name a place that can be written" in message
+
+
+def test_class_folder_without_images(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "images" / "empty").mkdir(parents=True)
+    (tmp_path / "images" / "full").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "full" / "one.png")
+    message = refused(f"data.source={tmp_path / 'images'}")
+    assert str(tmp_path / "images" / "empty") in message
+    assert "should hold images" in message
+
+
+def test_parquet_without_the_named_columns(refused: Refused, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"picture": [b""], "kind": [0]}), tmp_path / "data.parquet")
+    message = refused(f"data.source={tmp_path / 'data.parquet'}")
+    assert "data.image_column: found 'image'" in message
+    assert "data.label_column: found 'label'" in message
+    assert "picture, kind" in message
+
+
+def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    mine = tmp_path / "runs" / "digits" / "thesis.tex"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("years of work")
+    assert main(["distill", DIGITS, "--storage", str(tmp_path)]) == 2
+    assert "choose another name or storage" in capfd.readouterr().err
+    assert mine.read_text() == "years of work"
+
+
+def test_recipe_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "no/such/recipe.yaml"]) == 2
+    assert "RECIPE: found 'no/such/recipe.yaml'" in capfd.readouterr().err
+
+
+def test_plan_before_and_after_a_run(finished: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(dump_recipe(tiny(tmp_path / "empty")))
+    assert main(["plan", str(recipe)]) == 0
+    fresh = capfd.readouterr().out
+    assert fresh.count("uncalibrated") == 5
+    assert "40 images in 10 units" in fresh
+    assert main(["plan", str(recipe), "--storage", str(finished.folder), "--set", "synthesis.steps=61"]) == 0
+    measured = capfd.readouterr().out
+    assert measured.count("reused") == 2
+    assert measured.count("worker seconds") == 3
+
+
+def test_check_says_what_is_there(finished: Run, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", str(finished.folder / "runs" / "tiny" / "distilled")]) == 0
+    assert "40 images of 10 classes, 6 labelled views each" in capfd.readouterr().out
+
+
+def test_check_refuses_a_changed_byte(finished: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import shutil
+
+    folder = tmp_path / "distilled"
+    shutil.copytree(finished.folder / "runs" / "tiny" / "distilled", folder)
+    for file in [path for path in folder.rglob("*") if path.is_file()]:
+        whole = file.read_bytes()
+        changed = bytearray(whole)
+        changed[len(whole) // 2] ^= 1
+        file.write_bytes(changed)
+        assert main(["check", str(folder)]) == 2
+        assert file.name in capfd.readouterr().err
+        file.write_bytes(whole)
+    assert main(["check", str(folder)]) == 0
+
+
+def test_job_entry_point_is_the_same_command(tmp_path: Path) -> None:
+    script = Path(__file__).parent.parent / "pipelines" / "distill.py"
+    command = [sys.executable, str(script), DIGITS, "--set", "seed=-1", "--storage", str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert "seed: found -1" in result.stderr
+
+
+@pytest.mark.slow
+def test_cluster_without_gpus_or_autoscaler_refuses_at_once(tmp_path: Path) -> None:
+    """A Ray cluster that runs elsewhere: what it lacks is an error, never a wait for ever."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        flags = ["--set", "synthesis.gpus_per_worker=1", "--address", cluster.address, "--storage", str(tmp_path)]
+        command = [sys.executable, "-m", "teddy_ray.cli", "distill", DIGITS, *flags]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    finally:
+        cluster.shutdown()
+    assert result.returncode == 2, result.stderr
+    assert "synthesis.gpus_per_worker: found 1" in result.stderr
