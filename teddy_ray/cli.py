@@ -21,7 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _interrupt)  # how a job is stopped
+    for signal_number in (signal.SIGINT, signal.SIGTERM):  # SIGTERM is how a job is stopped
+        signal.signal(signal_number, _interrupt)
     try:
         arguments.run(arguments)
     except InputError as error:
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _interrupt(signal_number: int, frame: FrameType | None) -> None:
+    """Once: an impatient second Ctrl-C must not keep Ray from being shut down."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 

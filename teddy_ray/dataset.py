@@ -174,13 +174,21 @@ def _check_rows(folder: Path, facts: dict[str, Any]) -> list[Problem]:
     ids: list[str] = []
     counts = np.zeros(len(facts["classes"]), dtype=int)
     for name in (name for name in facts["files"] if name.endswith(".parquet")):
-        rows, classes = decode((folder / name).read_bytes())
+        try:
+            rows, classes = decode((folder / name).read_bytes())
+        except ValueError as error:  # pyarrow's errors are of this kind too
+            problems.append(
+                Problem(str(folder / name), str(error).splitlines()[0], "restore the file as it was published")
+            )
+            continue
         ids += rows.ids
-        counts += np.bincount(rows.labels, minlength=len(counts))
+        known = (rows.labels >= 0) & (rows.labels < len(counts))
+        counts += np.bincount(rows.labels[known], minlength=len(counts))
         expected = (facts["channels"], facts["image_size"], facts["image_size"])
         sums = rows.soft_labels.astype(np.float64).sum(2)
         findings = {
             "class names": (list(classes), facts["classes"]),
+            "labels outside the classes": (int((~known).sum()), 0),
             "shape of an image": (rows.images.shape[1:], expected),
             "views per image": (rows.soft_labels.shape[1], facts["views"]["num_views"]),
             "soft labels outside [0, 1]": (int(((rows.soft_labels < 0) | (rows.soft_labels > 1)).sum()), 0),

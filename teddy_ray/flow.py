@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from ray.exceptions import RayError
 
-from teddy_ray.errors import InputError, Problem
+from teddy_ray.errors import InputError, Problem, StageError
 from teddy_ray.plan import DataFacts, Plan
 from teddy_ray.progress import Progress
 from teddy_ray.publication import check_run_folder, publish_run
@@ -66,21 +67,29 @@ def distill(recipe: Recipe, progress: Progress) -> Summary:
     missing = [stage for stage, fingerprint in plan.stages().items() if not storage.has(stage, fingerprint)]
     if missing and recipe.cluster.address is None:
         check_local_resources(recipe)
-    session = Session(plan, prepared.source, storage, progress)
     try:
-        for stage, fingerprint in plan.stages().items():
-            if stage in missing:
-                # imported when it runs: a run that reuses everything needs neither Ray Train nor Ray Data
-                importlib.import_module(f"teddy_ray.stages.{stage}").run(session)
-                seconds = storage.open(stage, fingerprint).manifest["seconds"]
-                progress.say(f"{stage:<10} done in {seconds:.1f} s")
-            else:
-                progress.say(f"{stage:<10} reused ({fingerprint[:8]})")
+        with contextlib.closing(Session(plan, prepared.source, storage, progress)) as session:
+            for stage, fingerprint in plan.stages().items():
+                if stage in missing:
+                    _run_stage(stage, session)
+                    seconds = storage.open(stage, fingerprint).manifest["seconds"]
+                    progress.say(f"{stage:<10} done in {seconds:.1f} s")
+                else:
+                    progress.say(f"{stage:<10} reused ({fingerprint[:8]})")
+        summary = summarise(plan, storage, reused=[stage for stage in plan.stages() if stage not in missing])
+        publish_run(plan, prepared.source, storage, summary, progress)
     finally:
-        session.close()
-    summary = summarise(plan, storage, reused=[stage for stage in plan.stages() if stage not in missing])
-    publish_run(plan, prepared.source, storage, summary, progress)
+        storage.close_session()
     return summary
+
+
+def _run_stage(stage: str, session: Session) -> None:
+    # imported when it runs: a run that reuses everything needs neither Ray Train nor Ray Data
+    module = importlib.import_module(f"teddy_ray.stages.{stage}")
+    try:
+        module.run(session)
+    except RayError as error:
+        raise StageError(stage, "Ray", str(error)) from error
 
 
 @contextlib.contextmanager

@@ -22,7 +22,6 @@ VERSIONS = {
     "unit": 1,
     "synthesis": 1,
     "set": 1,
-    "shard": 1,
     "labels": 1,
     "student": 1,
     "evaluation": 1,
@@ -229,7 +228,7 @@ class Plan:
     def shards(self, images: ImageSet) -> tuple[Shard, ...]:
         """The files of a labelled set, in the order of its rows."""
         return tuple(
-            Shard(images.name, rows, fingerprint("shard", labelled=images.labelled, rows=[rows.start, rows.stop]))
+            Shard(images.name, rows, fingerprint("labels", labelled=images.labelled, rows=[rows.start, rows.stop]))
             for rows in _blocks(self.num_images, self.recipe.labels.images_per_file)
         )
 
@@ -261,7 +260,9 @@ class Plan:
             row: str, student: str, seed: int, images: ImageSet | None, labels: Literal["soft", "hard"]
         ) -> StudentRun:
             epochs = evaluation.epochs if images else evaluation.full_data_epochs
-            inputs = {"set": images.labelled} if images else {"train": self.data.train, "seed": self.recipe.seed}
+            views = min(self.recipe.labels.views, epochs)
+            drawn = {"train": self.data.train, "seed": self.recipe.seed, "views": views}
+            inputs = {"set": images.labelled} if images else drawn
             return StudentRun(
                 row,
                 student,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow.fs as pafs
 
 from teddy_ray.card import write_card
-from teddy_ray.dataset import seal, shard_name
+from teddy_ray.dataset import FACTS, seal, shard_name
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.plan import Plan
 from teddy_ray.progress import Progress
@@ -33,10 +34,18 @@ def publish_run(plan: Plan, source: Source, storage: Storage, summary: Summary, 
     folder = f"runs/{plan.recipe.name}"
     _make_room(storage, folder, summary, progress)
     storage.write(f"{folder}/{RECIPE}", dump_recipe(plan.recipe).encode())
-    for name, data in seal(_distilled_files(plan, storage, summary), _facts(plan, summary)):
-        storage.write(f"{folder}/{DISTILLED}/{name}", data)
+    if not _is_published(plan, storage, folder):
+        storage.delete_folder(f"{folder}/{DISTILLED}")  # what an interrupted publication left would be read as data
+        for name, data in seal(_distilled_files(plan, storage, summary), _facts(plan, summary)):
+            storage.write(f"{folder}/{DISTILLED}/{name}", data)
     storage.write(f"{folder}/{REPORT}", write_report(plan, source, storage, summary).encode())
     storage.write(f"{folder}/{SUMMARY}", to_json(summary.to_dict()).encode())
+
+
+def _is_published(plan: Plan, storage: Storage, folder: str) -> bool:
+    """Whether the distilled set is there already. Then it is left alone: its card may have been edited."""
+    facts = f"{folder}/{DISTILLED}/{FACTS}"  # written last
+    return storage.is_file(facts) and json.loads(storage.read(facts)).get("fingerprints") == plan.stages()
 
 
 def _make_room(storage: Storage, folder: str, summary: Summary, progress: Progress) -> None:
@@ -49,7 +58,7 @@ def _make_room(storage: Storage, folder: str, summary: Summary, progress: Progre
     names = itertools.chain([f"{folder}~{theirs[:8]}"], (f"{folder}~{theirs[:8]}.{i}" for i in itertools.count(2)))
     kept = next(name for name in names if not storage.is_folder(name))
     pafs.copy_files(f"{storage.root}/{folder}", f"{storage.root}/{kept}", storage.fs, storage.fs)
-    storage.fs.delete_dir(f"{storage.root}/{folder}")
+    storage.delete_folder(folder)
     progress.say(f"{storage.display(folder)} held a run of another recipe; it is now {storage.display(kept)}")
 
 

@@ -84,7 +84,7 @@ class Data(Part):
     """Height and width of all images, in pixels; others are resized and centre-cropped."""
     channels: Result[Literal[1, 3]] = 3
     """1 for greyscale, 3 for RGB; images are converted."""
-    classes: Result[tuple[str, ...] | None] = None
+    classes: Result[Annotated[tuple[str, ...], Field(min_length=1)] | None] = None
     """Use these classes alone, in this order."""
     limit_per_class: Result[Count | None] = None
     """Use at most so many training images of each class (those with the smallest id hashes)."""
@@ -234,21 +234,37 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), values: Mapping
     tree = _parse_yaml("RECIPE", text)
     if not isinstance(tree, dict):
         raise InputError([Problem("RECIPE", str(path), "write a mapping of sections, such as data: and synthesis:")])
+    problems: list[Problem] = []
+    settings: list[tuple[str, Any]] = []
     for override in overrides:
         key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise InputError([Problem("--set", override, "write it as section.key=value")])
-        _set_key(tree, key, _parse_yaml(key, text))
-    for key, value in (values or {}).items():
-        _set_key(tree, key, value)
+        try:
+            if not separator or not key:
+                raise InputError([Problem("--set", override, "write it as section.key=value")])
+            settings.append((key, _parse_yaml(key, text)))
+        except InputError as error:
+            problems += error.problems
+    for key, value in [*settings, *(values or {}).items()]:
+        try:
+            _set_key(tree, key, value)
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
     return parse_recipe(tree)
 
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     """Check a nested mapping and freeze it. Raises InputError with every problem."""
+    sections = {key for key, info in Recipe.model_fields.items() if isinstance(info.default, Part)}
+    tree = {key: {} if value is None and key in sections else value for key, value in tree.items()}
     try:
         # By way of JSON, so that strict checking still takes a list where a tuple is meant.
-        recipe = Recipe.model_validate_json(json.dumps(tree, default=str))
+        text = json.dumps(tree, default=str)
+    except (TypeError, ValueError) as error:
+        raise InputError([Problem("RECIPE", str(tree)[:80], f"write plain keys and values ({error})")]) from None
+    try:
+        recipe = Recipe.model_validate_json(text)
     except ValidationError as error:
         raise InputError(_merge(_to_problem(detail) for detail in error.errors())) from None
     if problems := list(_contradictions(recipe)):
@@ -276,7 +292,8 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.1, except that 1e-3 is a number, and that a key given twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        own = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in own]
         for key in keys:
             if keys.count(key) > 1:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key!r} stands twice", node.start_mark)
@@ -298,7 +315,9 @@ def _parse_yaml(key: str, text: str) -> Any:
 def _set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     *sections, leaf = key.split(".")
     for section in sections:
-        tree = tree.setdefault(section, {})
+        if tree.get(section) is None:
+            tree[section] = {}
+        tree = tree[section]
         if not isinstance(tree, dict):
             raise InputError([Problem(key, value, f"{section!r} holds a value in the recipe, not further keys")])
     tree[leaf] = value

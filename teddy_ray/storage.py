@@ -46,15 +46,12 @@ class Artifact:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises InputError where they are not those that were published."""
-        data = self.storage.read(f"{self.path}/{name}")
+        try:
+            data = self.storage.read(f"{self.path}/{name}")
+        except FileNotFoundError:
+            raise _broken(self.storage.display(f"{self.path}/{name}"), "the file is gone") from None
         if sha256(data) != self.manifest["files"][name]["sha256"]:
-            raise InputError(
-                [
-                    Problem(
-                        "storage", f"{self.path}/{name}", "the file has changed since; delete its folder and run again"
-                    )
-                ]
-            )
+            raise _broken(self.storage.display(f"{self.path}/{name}"), "the file has changed since")
         return data
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -62,6 +59,11 @@ class Artifact:
         from safetensors.torch import load  # here, for a run that only looks needs no torch
 
         return load(self.read(name))
+
+
+def _broken(path: str, what: str) -> InputError:
+    remedy = f"{what}; delete its folder and the artifacts that refer to it, and run again"
+    return InputError([Problem("storage", path, remedy)])
 
 
 class Draft:
@@ -93,7 +95,7 @@ class Storage:
                 self.fs, self.root = pafs.FileSystem.from_uri(uri)
             else:
                 self.fs, self.root = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        except (ValueError, OSError, pa.ArrowNotImplementedError) as error:
             raise InputError(
                 [Problem("storage", uri, f"give a path or a URI such as s3://bucket/folder ({error})")]
             ) from None
@@ -114,9 +116,15 @@ class Storage:
             with self.fs.open_output_stream(target) as stream:
                 stream.write(data)
             return
-        partial = f"{target}.{uuid.uuid4().hex}"
-        Path(partial).write_bytes(data)
+        partial = Path(self.session_folder("files"), uuid.uuid4().hex)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
         os.replace(partial, target)
+
+    def delete_folder(self, path: str) -> None:
+        """Delete a folder with all that is in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_dir(f"{self.root}/{path}")
 
     def is_file(self, path: str) -> bool:
         return bool(self.fs.get_file_info(f"{self.root}/{path}").type == pafs.FileType.File)
@@ -156,15 +164,9 @@ class Storage:
         try:
             manifest = json.loads(self.read(f"{path}/{MANIFEST}"))
         except FileNotFoundError:
-            raise InputError(
-                [
-                    Problem(
-                        "storage",
-                        self.display(path),
-                        "this artifact is gone, but others refer to it; delete those and run again",
-                    )
-                ]
-            ) from None
+            raise _broken(self.display(path), "this artifact is gone, but others refer to it") from None
+        except ValueError:
+            raise _broken(self.display(f"{path}/{MANIFEST}"), "the manifest cannot be read") from None
         return Artifact(self, path, manifest)
 
     @contextlib.contextmanager
@@ -216,6 +218,11 @@ class Storage:
             except OSError as error:
                 if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
+                if not os.path.isfile(f"{target}/{MANIFEST}"):  # the remains of a deletion, not an artifact
+                    shutil.rmtree(target)
+                    os.rename(folder, target)
+            return
+        if self.fs.get_file_info(f"{target}/{MANIFEST}").type == pafs.FileType.File:
             return
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         names.sort(key=lambda name: name == MANIFEST)  # the manifest last: it is what makes the artifact exist

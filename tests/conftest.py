@@ -101,7 +101,7 @@ def copy_artifacts(finished: Run, stage: str, target: Path) -> None:
 def open_session(recipe: Recipe) -> Session:
     """A session on the shared Ray, for running a single stage."""
     prepared = prepare(recipe)
-    return Session(prepared.plan, prepared.source, prepared.storage, Progress(open(os.devnull, "w")))  # noqa: SIM115
+    return Session(prepared.plan, prepared.source, prepared.storage, Progress(open(os.devnull, "w")))
 
 
 def content_hashes(folder: Path, kind: str) -> dict[str, bytes]:

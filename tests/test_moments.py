@@ -66,11 +66,16 @@ def test_mixture_equals_moments_of_pooled_subset(scale, chunk_size, classes):
     assert_moments_of(activation[torch.isin(labels, torch.tensor(classes))], mu, var)
 
 
-def test_mixture_of_classes_far_apart():
-    activation, labels = draw(0.0, 1.0, "float64")
-    activation = activation + 1e6 * labels[:, None, None]
-    mu, var = moments_in_chunks(activation, labels, 50).mixture(shares_of((0, 1, 2, 4)))
-    assert_moments_of(activation, mu, var)
+def test_classes_far_apart_leave_each_other_exact():
+    random = np.random.default_rng(0)
+    labels = torch.from_numpy(random.permutation(np.repeat(np.arange(3), 400)))
+    noise = torch.from_numpy(0.1 * random.standard_normal((1200, 2, POSITIONS)))
+    activation = 1e6 * (labels - 1)[:, None, None] + noise
+    merged = class_moments(activation[:900], labels[:900], 3).merge(class_moments(activation[900:], labels[900:], 3))
+    for label in range(3):
+        alone = torch.eye(3, dtype=torch.float64)[label]
+        assert_moments_of(activation[labels == label], *merged.mixture(alone))
+    assert_moments_of(activation, *merged.mixture(torch.full((3,), 1 / 3, dtype=torch.float64)))
 
 
 def test_mixture_weighs_classes_by_the_shares_asked_for():

@@ -229,6 +229,7 @@ def test_a_write_that_fails_leaves_no_file_behind(storage, root):
     (root[1] / "runs/a/summary.json").mkdir(parents=True)
     with pytest.raises(OSError, match="directory"):
         storage.write("runs/a/summary.json", b"new")
+    storage.close_session()
     assert files(root[1]) == set()
 
 

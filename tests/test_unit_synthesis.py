@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,12 +115,17 @@ def test_unit_depends_on_nothing_that_ran_before(members, start):
     assert np.array_equal(given, start)
 
 
-@pytest.mark.parametrize("change", [{"key": "unit B"}, {"recipe": make_recipe(seed=1)}], ids=["key", "seed"])
-def test_another_key_or_seed_draws_otherwise(change, members, start):
-    result = optimise(start, members, make_recipe())
-    other = optimise(**{"start": start, "members": members, "recipe": make_recipe()} | change)
-    assert other.losses[0, 0] != result.losses[0, 0]
-    assert other.images.tobytes() != result.images.tobytes()
+@pytest.mark.parametrize("change", [{"key": "unit B"}, {"seed": 1}], ids=["key", "seed"])
+@pytest.mark.parametrize("drawn", ["views", "members"])
+def test_another_key_or_seed_draws_other_views_and_members(drawn, change, members, start):
+    pool = members[:1] if drawn == "views" else members
+    augmentation = Augmentation() if drawn == "views" else IDENTITY
+    first, other = (
+        optimise(start, pool, make_recipe(**options, augmentation=augmentation, models_per_step=1), key=key)
+        for options, key in [({}, "unit A"), ({"seed": change.get("seed", 0)}, change.get("key", "unit A"))]
+    )
+    assert (other.losses != first.losses).any()
+    assert other.images.tobytes() != first.images.tobytes()
 
 
 def test_steps_draw_views_anew(members, start):
@@ -167,6 +173,13 @@ def test_first_step_is_adams_on_the_mean_over_the_drawn_members(members, start):
     clear = gradient.abs() > 1e-5
     assert clear.float().mean() > 0.9
     assert (torch.from_numpy(result.images) - moved).abs()[clear].max() < 0.51
+
+
+def test_steps_grow_short_towards_the_end(members, start):
+    # at a constant rate of Adam the loss would keep moving
+    losses = optimise(start, members[:1], make_recipe(steps=80, models_per_step=1, augmentation=IDENTITY)).losses
+    moves = np.abs(np.diff(losses.sum(1)))
+    assert moves[-5:].max() < 0.01 * moves[:5].max()
 
 
 @pytest.mark.parametrize("beginning", ["noise", "real"])
@@ -229,6 +242,16 @@ def test_loss_that_is_not_finite_stops_the_unit_and_names_step_and_member(draw, 
     assert error.item == f"unit unit A, step {draw // 2}, member {log[draw]}"
     assert "not finite" in error.reason
     assert all(step <= draw // 2 for step, _ in finished)
+
+
+def test_statistics_that_are_not_finite_stop_the_unit_though_the_cross_entropy_is(members, start):
+    counted, log = count_passes(members)
+    name = members[2].name
+    moments = {layer: replace(m, mean=m.mean * math.nan) for layer, m in members[2].moments.items()}
+    counted[2] = replace(counted[2], moments=moments)
+    with pytest.raises(StageError) as caught:
+        optimise(start, counted, make_recipe(steps=38, models_per_step=1))
+    assert caught.value.item == f"unit unit A, step {log.index(name)}, member {name}"
 
 
 @pytest.mark.parametrize("channels", [1, 3])

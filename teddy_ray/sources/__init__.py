@@ -46,7 +46,7 @@ def open_source(data: Data) -> Source:
     else:
         training = _open("data.source", data.source, data)
         if data.test_source is None:
-            training, test = split(training, math.ceil(data.test_fraction * len(training)))
+            training, test = split(training, _share(data.test_fraction, training))
         else:
             test = _open("data.test_source", data.test_source, data)
             if test.classes != training.classes:
@@ -63,7 +63,7 @@ def open_source(data: Data) -> Source:
         training, test = _keep_classes(training, data.classes), _keep_classes(test, data.classes)
     if data.limit_per_class is not None:
         training = limit(training, data.limit_per_class)
-    source = Source(*split(training, math.ceil(data.validation * len(training))), test)
+    source = Source(*split(training, _share(data.validation, training)), test)
     _check_parts(source)
     return source
 
@@ -75,7 +75,7 @@ def _open(key: str, uri: str, data: Data) -> Images:
         else:
             fs, path = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
         info = fs.get_file_info(path)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+    except (ValueError, OSError, pa.ArrowNotImplementedError) as error:
         raise InputError([Problem(key, uri, f"name {DIGITS}, a folder or a Parquet file ({error})")]) from None
     if info.type == pafs.FileType.NotFound:
         raise InputError(
@@ -83,7 +83,7 @@ def _open(key: str, uri: str, data: Data) -> Images:
         )
     if info.type == pafs.FileType.File:
         folder, _, name = path.rpartition("/")
-        return _open_parquet(key, uri, fs, folder, [name], data)
+        return open_parquet(key, fs, folder, [name], data)
     listing = fs.get_file_info(pafs.FileSelector(path, recursive=True))
     names = sorted(
         entry.path[len(path) :].lstrip("/")
@@ -91,15 +91,8 @@ def _open(key: str, uri: str, data: Data) -> Images:
         if entry.type == pafs.FileType.File and entry.path.endswith(".parquet")
     )
     if names:
-        return _open_parquet(key, uri, fs, path, names, data)
+        return open_parquet(key, fs, path, names, data)
     return open_folder(key, fs, path, data.image_size, data.channels)
-
-
-def _open_parquet(key: str, uri: str, fs: pafs.FileSystem, root: str, names: list[str], data: Data) -> Images:
-    try:
-        return open_parquet(key, fs, root, names, data)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError([Problem(key, uri, f"should be readable Parquet ({str(error).splitlines()[0]})")]) from None
 
 
 def _keep_classes(images: Images, classes: tuple[str, ...]) -> Images:
@@ -113,6 +106,10 @@ def _keep_classes(images: Images, classes: tuple[str, ...]) -> Images:
     labels = old_to_new[images.labels]
     kept = images.select(np.flatnonzero(labels >= 0))
     return Images(**{**kept.__dict__, "classes": classes, "labels": labels[labels >= 0]})
+
+
+def _share(share: float, images: Images) -> int:
+    return math.ceil(round(share * len(images), 9))  # 0.07 of 100 is 7, not the 7.000000000000001 of floats
 
 
 def _check_parts(source: Source) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -11,7 +10,7 @@ import pyarrow.fs as pafs
 from PIL import Image
 
 from teddy_ray.errors import InputError, Problem
-from teddy_ray.sources.images import Images, decode
+from teddy_ray.sources.images import Images, content_hash, decode
 from teddy_ray.storage import sha256
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -20,14 +19,6 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 def _read_file(fs: pafs.FileSystem, root: str, names: list[str], row: int) -> Image.Image:
     with fs.open_input_stream(f"{root}/{names[row]}") as stream:
         return decode(stream.read())
-
-
-def _content(fs: pafs.FileSystem, path: str) -> str:
-    digest = hashlib.sha256()
-    with fs.open_input_stream(path) as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def open_folder(key: str, fs: pafs.FileSystem, root: str, image_size: int, channels: int) -> Images:
@@ -62,8 +53,8 @@ def open_folder(key: str, fs: pafs.FileSystem, root: str, image_size: int, chann
             for name in empty
         )
     with ThreadPoolExecutor(16) as threads:
-        hashes = list(threads.map(lambda name: _content(fs, f"{root}/{name}"), names))
-    lines = "\n".join(f"{name} {relative[name].size} {content}" for name, content in zip(names, hashes, strict=True))
+        hashes = list(threads.map(lambda name: content_hash(fs, f"{root}/{name}"), names))
+    lines = "\n".join(f"{name} {content}" for name, content in zip(names, hashes, strict=True))
     return Images(
         ids=names,
         labels=labels,
@@ -73,4 +64,5 @@ def open_folder(key: str, fs: pafs.FileSystem, root: str, image_size: int, chann
         image_size=image_size,
         channels=channels,
         read_row=partial(_read_file, fs, root, names),
+        key=key,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.fs as pafs
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from teddy_ray.errors import InputError, Problem
@@ -24,6 +26,7 @@ class Images:
 
     ids: stable names, independent of where the data lies. labels: (n,) indices into classes.
     rows: (n,) rows of the source, given to `read_row`. content: hash of the source's bytes.
+    key: the recipe's key that named the source, for errors.
     """
 
     ids: Sequence[str]
@@ -34,6 +37,7 @@ class Images:
     image_size: int
     channels: int
     read_row: ReadRow
+    key: str = "data.source"
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -62,7 +66,7 @@ class Images:
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
                 remedy = f"this image cannot be decoded ({reason}); mend or remove it"
-                raise InputError([Problem("data.source", self.ids[i], remedy)]) from None
+                raise InputError([Problem(self.key, self.ids[i], remedy)]) from None
         return out
 
     def of_class(self, label: int) -> npt.NDArray[np.intp]:
@@ -82,6 +86,16 @@ def decode(data: bytes) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     image.load()
     return image
+
+
+def content_hash(fs: pafs.FileSystem, path: str) -> str:
+    """Size and SHA-256 of a file."""
+    digest, size = hashlib.sha256(), 0
+    with fs.open_input_stream(path) as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return f"{size} {digest.hexdigest()}"
 
 
 def split(images: Images, num: int) -> tuple[Images, Images]:

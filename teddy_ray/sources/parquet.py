@@ -5,7 +5,6 @@ Class names come from the Hugging Face features in the schema, where they are th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
@@ -19,7 +18,7 @@ from PIL import Image
 
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.recipe import Data
-from teddy_ray.sources.images import Images, decode
+from teddy_ray.sources.images import Images, content_hash, decode
 from teddy_ray.storage import sha256
 
 
@@ -64,36 +63,43 @@ class _Reader:
 def open_parquet(key: str, fs: pafs.FileSystem, root: str, names: list[str], data: Data) -> Images:
     """Index Parquet files `names` under `root`. `key` is the recipe's key, for errors."""
     paths = [f"{root}/{name}" if root else name for name in names]
-    labels, problems = [], []
+    problems: list[Problem] = []
+    labels: list[pa.ChunkedArray] = []
     class_names: tuple[str, ...] | None = None
     for path in paths:
-        with pq.ParquetFile(fs.open_input_file(path)) as parquet:
-            schema = parquet.schema_arrow
-            problems += _column_problems(path, schema, data)
-            if problems:
-                continue
-            class_names = class_names or _class_names(schema, data.label_column)
-            labels.append(parquet.read(columns=[data.label_column]).column(0))
+        try:
+            with pq.ParquetFile(fs.open_input_file(path)) as parquet:
+                schema = parquet.schema_arrow
+                if found := _column_problems(path, schema, data):
+                    problems += found
+                    continue
+                class_names = class_names or _class_names(schema, data.label_column)
+                labels.append(_widen(parquet.read(columns=[data.label_column]).column(0)))
+        except (pa.ArrowInvalid, OSError) as error:
+            problems.append(Problem(key, path, f"should be readable Parquet ({str(error).splitlines()[0]})"))
+    if len({str(column.type) for column in labels}) > 1:
+        remedy = "should hold integers in every file, or class names in every file"
+        problems.append(Problem("data.label_column", data.label_column, remedy))
     if problems:
         raise InputError(problems)
     column = pa.chunked_array([chunk for label in labels for chunk in label.chunks])
     if len(column) == 0 or column.null_count:
         raise InputError([Problem(key, root or names[0], f"should have rows, each with a {data.label_column!r}")])
     indices, classes = _to_indices(column, class_names)
-    ids = [f"{name}:{row}" for name, label in zip(names, labels, strict=True) for row in range(len(label))]
-    if len(indices) and (indices.min() < 0 or indices.max() >= len(classes)):
-        raise InputError(
-            [Problem("data.label_column", data.label_column, f"labels should lie in 0..{len(classes) - 1}")]
-        )
+    if indices.min() < 0 or indices.max() >= len(classes):
+        remedy = f"its labels should lie in 0..{len(classes) - 1}, or be among the class names of the file"
+        raise InputError([Problem("data.label_column", data.label_column, remedy)])
+    hashes = [f"{name} {content_hash(fs, path)}" for name, path in zip(names, paths, strict=True)]
     return Images(
-        ids=ids,
+        ids=[f"{name}:{row}" for name, label in zip(names, labels, strict=True) for row in range(len(label))],
         labels=indices,
         rows=np.arange(len(indices)),
         classes=classes,
-        content=_content(fs, paths, names),
+        content=sha256("\n".join([data.image_column, *hashes]).encode()),
         image_size=data.image_size,
         channels=data.channels,
         read_row=_Reader(fs, paths, data.image_column),
+        key=key,
     )
 
 
@@ -122,10 +128,17 @@ def _column_problems(path: str, schema: pa.Schema, data: Data) -> list[Problem]:
 
 
 def _class_names(schema: pa.Schema, column: str) -> tuple[str, ...] | None:
-    metadata = (schema.metadata or {}).get(b"huggingface")
-    features = json.loads(metadata).get("info", {}).get("features", {}) if metadata else {}
-    names = features.get(column, {}).get("names")
-    return tuple(names) if names else None
+    """From the metadata that Hugging Face `datasets` writes; None where it is missing or of another form."""
+    try:
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features[column]["names"]) or None
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _widen(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Integers as int64, strings as string, so that files written by different hands fit together."""
+    return column.cast(pa.int64() if pa.types.is_integer(column.type) else pa.string())
 
 
 def _to_indices(
@@ -137,15 +150,3 @@ def _to_indices(
     classes = class_names or tuple(sorted(set(pc.unique(column).to_pylist())))
     lookup = {name: index for index, name in enumerate(classes)}
     return np.array([lookup.get(name, -1) for name in column.to_pylist()], dtype=np.int64), classes
-
-
-def _content(fs: pafs.FileSystem, paths: list[str], names: list[str]) -> str:
-    lines = []
-    for path, name in zip(paths, names, strict=True):
-        digest, size = hashlib.sha256(), 0
-        with fs.open_input_stream(path) as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
-                size += len(block)
-        lines.append(f"{name} {size} {digest.hexdigest()}")
-    return sha256("\n".join(lines).encode())

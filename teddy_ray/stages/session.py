@@ -75,10 +75,9 @@ class Session:
             self._await_resources(cluster)
 
     def close(self) -> None:
-        """End what this session started; what was published stays."""
+        """End the Ray that this session started."""
         if self._started_ray:
             ray.shutdown()
-        self.storage.close_session()
 
     def workers(self, part: Placed, *, at_most: int) -> int:
         """How many workers of a stage run at once: no more than it has items, than asked for, than fit."""
