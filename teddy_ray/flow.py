@@ -65,7 +65,7 @@ def distill(recipe: Recipe, progress: Progress) -> Summary:
     prepared = prepare(recipe)
     plan, storage = prepared.plan, prepared.storage
     missing = [stage for stage, fingerprint in plan.stages().items() if not storage.has(stage, fingerprint)]
-    if missing and recipe.cluster.address is None:
+    if missing:
         check_local_resources(recipe)
     try:
         with contextlib.closing(Session(plan, prepared.source, storage, progress)) as session:

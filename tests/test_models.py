@@ -7,6 +7,8 @@ from torch import nn
 from teddy_ray.models import ARCHITECTURES, build, freeze
 from teddy_ray.models.resnet import BLOCKS
 
+torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
+
 SMALL = {name: f"{name}:width={8 if name == 'convnet' else 2}" for name in ARCHITECTURES}
 
 

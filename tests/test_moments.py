@@ -9,6 +9,8 @@ import torch
 
 from teddy_ray.moments import Moments, class_moments
 
+torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
+
 COUNTS = (1, 9, 40, 0, 110)
 """Images per class: unequal, one class absent."""
 POSITIONS = 6
@@ -87,6 +89,15 @@ def test_mixture_weighs_classes_by_the_shares_asked_for():
     deviations = [((part - expected_mu[:, None]) ** 2).mean((0, 2)) for part in (one, two)]
     np.testing.assert_allclose(mu, expected_mu, rtol=1e-13)
     np.testing.assert_allclose(var, 0.25 * deviations[0] + 0.75 * deviations[1], rtol=1e-13)
+
+
+def test_shares_that_sum_to_1_only_nearly_do_not_scale_a_large_mean():
+    activation, labels = draw(1e6, 0.1, "float64")
+    moments = class_moments(activation, labels, len(COUNTS))
+    thirds = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0]) / 3  # float32: their sum is 1 + 3e-8
+    mu, _ = moments.mixture(thirds)
+    expected = np.mean([activation[labels == c].sub(1e6).mean((0, 2)) for c in (1, 2, 4)], axis=0)
+    np.testing.assert_allclose(mu - 1e6, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 13, 80])

@@ -18,6 +18,8 @@ from teddy_ray.recipe import Augmentation, Data, Pool, Recipe, Statistics, Synth
 from teddy_ray.synthesis import Member, from_pixels, noise_start, optimise_unit, to_pixels
 from teddy_ray.taps import Taps
 
+torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
+
 CPU = torch.device("cpu")
 LABELS = np.repeat(np.array([2, 5, 7]), 4)
 IDENTITY = Augmentation(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=False)
@@ -252,6 +254,14 @@ def test_statistics_that_are_not_finite_stop_the_unit_though_the_cross_entropy_i
     with pytest.raises(StageError) as caught:
         optimise(start, counted, make_recipe(steps=38, models_per_step=1))
     assert caught.value.item == f"unit unit A, step {log.index(name)}, member {name}"
+
+
+def test_last_step_that_spoils_the_pixels_is_not_published(members, start):
+    # sqrt at 0: a finite loss with a gradient that is not, after which no further loss would tell
+    model = copy.deepcopy(members[0].model)
+    model.register_forward_hook(lambda module, inputs, output: output + (output * 0).sqrt())
+    with pytest.raises(StageError, match="unit unit A, step 0, member epoch 2"):
+        optimise(start, [replace(members[0], model=model)], make_recipe(steps=1, models_per_step=1))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

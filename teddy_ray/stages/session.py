@@ -14,7 +14,7 @@ import ray
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.plan import Plan
 from teddy_ray.progress import Progress
-from teddy_ray.recipe import Cluster, Placed, Recipe
+from teddy_ray.recipe import Placed, Recipe
 from teddy_ray.sources import Source
 from teddy_ray.stages.board import Board
 from teddy_ray.storage import Storage
@@ -52,27 +52,26 @@ class Session:
         if ray.is_initialized():
             self._read_resources()
             return
-        cluster = self.recipe.cluster
         self._started_ray = True
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if cluster.address is None:
+        address = cluster_address(self.recipe)
+        if address is None:
             cpus, gpus = local_resources()
             self.progress.say(f"starting Ray on this machine ({cpus} CPUs, {gpus} GPUs)")
             ray.init(num_cpus=cpus, num_gpus=gpus, dashboard_host="127.0.0.1", **common)
         else:
             try:
-                ray.init(address=cluster.address, **common)
+                ray.init(address=address, **common)
             except (ConnectionError, ValueError, RuntimeError) as error:
-                reason = str(error).splitlines()[0]
-                raise InputError(
-                    [Problem("cluster.address", cluster.address, f"should be a running Ray cluster ({reason})")]
-                ) from None
+                remedy = f"should be a running Ray cluster ({str(error).splitlines()[0]})"
+                raise InputError([Problem("cluster.address", address, remedy)]) from None
         _quieten()
         self._read_resources()
-        if cluster.address is not None:
-            self._await_resources(cluster)
+        if address is not None:
+            self._await_resources()
+            self.progress.say(f"joined the Ray cluster at {address} ({self.cpus:g} CPUs, {self.gpus:g} GPUs)")
 
     def close(self) -> None:
         """End the Ray that this session started."""
@@ -91,8 +90,8 @@ class Session:
         resources = ray.cluster_resources()
         self.cpus, self.gpus = resources.get("CPU", 0), resources.get("GPU", 0)
 
-    def _await_resources(self, cluster: Cluster) -> None:
-        deadline = time.monotonic() + cluster.wait_s
+    def _await_resources(self) -> None:
+        deadline = time.monotonic() + self.recipe.cluster.wait_s
         while problems := misfits(self.recipe, self.cpus, self.gpus):
             if not _has_autoscaler() or time.monotonic() > deadline:
                 raise InputError(problems)
@@ -107,9 +106,14 @@ class Session:
             self._read_resources()
 
 
+def cluster_address(recipe: Recipe) -> str | None:
+    """The cluster to join: the recipe's, or that of the job we run in. None where Ray is to be started here."""
+    return recipe.cluster.address or os.environ.get("RAY_ADDRESS")
+
+
 def check_local_resources(recipe: Recipe) -> None:
-    """Raises InputError where a stage asks for more than this machine has."""
-    if problems := misfits(recipe, *local_resources()):
+    """Raises InputError where Ray is to be started here and a stage asks for more than this machine has."""
+    if cluster_address(recipe) is None and (problems := misfits(recipe, *local_resources())):
         raise InputError(problems)
 
 
