@@ -12,7 +12,8 @@ from torch import Tensor
 
 from teddy_ray.recipe import Augmentation
 
-Boxes = npt.NDArray[np.float64]
+Array = npt.NDArray[np.float64]
+Boxes = Array
 """(n 5): top, left, height, width as shares of the image, and 1 where the image is mirrored."""
 
 
@@ -20,7 +21,11 @@ def draw_boxes(augmentation: Augmentation, random: np.random.Generator, num: int
     """Draw the views of `num` images. A longer draw starts with the shorter one."""
     uniform = random.random((num, 5))
     area = _between(uniform[:, 0], *augmentation.crop_scale)
-    ratio = np.exp(_between(uniform[:, 1], *np.log(augmentation.crop_ratio)))
+    # of the ratios, those at which a box of this area fits into the image
+    lowest, highest = (np.log(ratio) for ratio in augmentation.crop_ratio)
+    lowest = np.maximum(lowest, np.log(area))
+    highest = np.maximum(lowest, np.minimum(highest, -np.log(area)))
+    ratio = np.exp(_between(uniform[:, 1], lowest, highest))
     height = np.minimum(np.sqrt(area / ratio), 1.0)
     width = np.minimum(np.sqrt(area * ratio), 1.0)
     top = uniform[:, 2] * (1.0 - height)
@@ -44,9 +49,7 @@ def apply_boxes(images: Tensor, boxes: Boxes) -> Tensor:
     return row_matrix @ images @ column_matrix.transpose(-1, -2)
 
 
-def _interpolation(
-    start: npt.NDArray[np.float64], extent: npt.NDArray[np.float64], size: int
-) -> npt.NDArray[np.float64]:
+def _interpolation(start: Array, extent: Array, size: int) -> Array:
     """(n size size) matrices that resample the interval [start, start + extent] to `size` pixels, edges repeated."""
     centres = (np.arange(size) + 0.5) / size
     position = (start[:, None] + centres * extent[:, None]) * size - 0.5
@@ -54,5 +57,5 @@ def _interpolation(
     return np.maximum(1.0 - np.abs(position[:, :, None] - np.arange(size)), 0.0)
 
 
-def _between(uniform: npt.NDArray[np.float64], low: float, high: float) -> npt.NDArray[np.float64]:
+def _between(uniform: Array, low: Array | float, high: Array | float) -> Array:
     return low + uniform * (high - low)

@@ -22,7 +22,7 @@ from teddy_ray.recipe import Augmentation
 class Views:
     """The augmented views of a set's images.
 
-    set_key: fingerprint of the set. num_views: views per image; view v of an epoch e is e mod num_views.
+    set_key: fingerprint of the set. num_views: views per image.
     """
 
     seed: int

@@ -14,7 +14,7 @@ from teddy_ray.models import build
 from teddy_ray.randomness import generator
 from teddy_ray.recipe import Pool
 from teddy_ray.synthesis import from_pixels
-from teddy_ray.training import accuracy, fit
+from teddy_ray.training import accuracy, cut_into_batches, fit, num_batches
 
 
 def train_base(
@@ -45,8 +45,7 @@ def train_base(
         random = generator("base", architecture, seed, epoch)
         order = random.permutation(len(data))
         boxes = draw_boxes(pool.augmentation, random, len(data))
-        for first in range(0, len(data), pool.batch_size):
-            rows = order[first : first + pool.batch_size]
+        for rows in cut_into_batches(order, pool.batch_size):
             index = torch.from_numpy(rows).to(device)
             yield apply_boxes(data[index], boxes[rows]), targets[index]
 
@@ -59,7 +58,7 @@ def train_base(
         model,
         batches,
         epochs=pool.snapshots[-1],
-        steps_per_epoch=-(-len(data) // pool.batch_size),
+        steps_per_epoch=num_batches(len(data), pool.batch_size),
         learning_rate=pool.learning_rate,
         weight_decay=pool.weight_decay,
         warmup_epochs=1,

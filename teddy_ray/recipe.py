@@ -160,7 +160,8 @@ class Labels(Placed):
     """Soft labels of the ensemble, one per image and view."""
 
     views: Result[Count] = 100
-    """Augmented views per image that are labelled; a student's epoch e trains on view e mod views."""
+    """Augmented views per image that are labelled. A student's epochs take them in turn, from the first again
+    after the last."""
     temperature: Result[Positive] = 1.0
     """tau of the softmax, for labels and students alike."""
     augmentation: Result[Augmentation] = Augmentation()

@@ -15,7 +15,7 @@ from teddy_ray.models import build
 from teddy_ray.randomness import generator
 from teddy_ray.recipe import Evaluation
 from teddy_ray.synthesis import from_pixels
-from teddy_ray.training import accuracy, fit
+from teddy_ray.training import accuracy, cut_into_batches, fit, num_batches
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ def train_student(
         boxes, labels = training.view(epoch)
         targets = torch.from_numpy(labels.astype(np.float32)).to(device)
         order = generator("student", seed, epoch).permutation(len(images))
-        for first in range(0, len(images), evaluation.batch_size):
-            rows = order[first : first + evaluation.batch_size]
+        for rows in cut_into_batches(order, evaluation.batch_size):
             index = torch.from_numpy(rows).to(device)
             yield apply_boxes(images[index], boxes[rows]), targets[index]
 
@@ -67,7 +66,7 @@ def train_student(
         model,
         batches,
         epochs=epochs,
-        steps_per_epoch=-(-len(images) // evaluation.batch_size),
+        steps_per_epoch=num_batches(len(images), evaluation.batch_size),
         learning_rate=evaluation.learning_rate,
         weight_decay=evaluation.weight_decay,
         temperature=temperature,

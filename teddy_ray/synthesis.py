@@ -70,7 +70,7 @@ def optimise_unit(
 
     start: (n c h w) uint8; labels: (n,); key: the unit's name, from which all its draws come.
     on_progress: called with the step and the latest loss at every look at the losses.
-    Raises StageError naming unit, step and member where a loss is not finite.
+    Raises StageError naming unit, step and member where a loss or its gradient is not finite.
     """
     synthesis, scope, blend = recipe.synthesis, recipe.statistics.scope, recipe.statistics.blend
     y = torch.from_numpy(labels).to(device)
@@ -105,7 +105,9 @@ def optimise_unit(
                 )
                 ((statistics + ce) / n).backward()
                 losses[step, index, 0] = statistics.detach()
-                losses[step, index, 1] = ce.detach()
+                # a gradient that is not finite spoils the images under a loss that is: it counts as the loss
+                assert S.grad is not None
+                losses[step, index, 1] = torch.where(torch.isfinite(S.grad).all(), ce.detach(), torch.nan)
             optimiser.step()
             schedule.step()
             with torch.no_grad():
@@ -127,5 +129,6 @@ def _check_finite(
         raise StageError(
             "synthesis",
             f"unit {key}, step {step}, member {member}",
-            "the loss is not finite; lower synthesis.learning_rate or synthesis.ce_weight, or look at that member",
+            "the loss or its gradient is not finite; lower synthesis.learning_rate or synthesis.ce_weight, or look at "
+            "that member",
         )

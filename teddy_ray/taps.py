@@ -68,13 +68,10 @@ class Taps:
         return lambda module, inputs: self._record(name, inputs[0])
 
     def _output_hook(self, name: str) -> Any:
-        return lambda module, inputs, output: self._record(name, output)
+        return lambda module, inputs, output: self._record(name, output.clone())  # an activation may work in place
 
     def _record(self, name: str, activation: Tensor) -> None:
         if name in self.activations:
             raise ValueError(f"layer {name!r} runs twice in one forward pass; its statistics would be ambiguous")
-        self.activations[name] = (
-            activation.movedim(self._axes[name], 1)
-            .flatten(2)
-            .reshape(activation.shape[0], activation.shape[self._axes[name]], -1)
-        )
+        channels_second = activation.movedim(self._axes[name], 1)
+        self.activations[name] = channels_second.reshape(*channels_second.shape[:2], -1)

@@ -5,12 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 """epoch -> batches of (images (n c h w) in [0, 1], targets (n classes), rows that sum to 1)."""
+
+
+def cut_into_batches(order: npt.NDArray[np.intp], batch_size: int) -> list[npt.NDArray[np.intp]]:
+    """Batches of nearly equal size, at most batch_size: none is left with a single image, which BatchNorm refuses."""
+    return np.array_split(order, num_batches(len(order), batch_size))
+
+
+def num_batches(num_images: int, batch_size: int) -> int:
+    """Steps per epoch."""
+    return -(-num_images // batch_size)
 
 
 def fit(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from teddy_ray.flow import Prepared, distill, prepare
 from teddy_ray.progress import Progress
@@ -42,6 +43,7 @@ NEEDS = {
 
 
 def pytest_configure() -> None:
+    torch.set_num_threads(1)
     os.environ["HOME"] = tempfile.mkdtemp(prefix="teddy-home-")  # Ray writes a token there
 
 

@@ -111,6 +111,11 @@ def test_a_folder_of_somebody_elses_is_left_alone(tmp_path: Path, capfd: pytest.
     assert mine.read_text() == "years of work"
 
 
+def test_cluster_that_is_not_there(refused: Refused) -> None:
+    message = refused("cluster.address=127.0.0.1:1")
+    assert "cluster.address: found '127.0.0.1:1'; should be a running Ray cluster" in message
+
+
 def test_recipe_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "no/such/recipe.yaml"]) == 2
     assert "RECIPE: found 'no/such/recipe.yaml'" in capfd.readouterr().err

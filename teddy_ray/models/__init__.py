@@ -86,7 +86,10 @@ def _parse(name: str) -> tuple[Architecture, dict[str, Any]]:
         key, _, value = pair.partition("=")
         if key not in options:
             raise ValueError(f"unknown option {key!r} of {base}; should be one of {', '.join(options)}")
-        parsed = yaml.safe_load(value) if value else None
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = None
         if type(parsed) is not type(options[key]) or (isinstance(parsed, int) and parsed < 1):
             raise ValueError(f"{base}: {key}={value!r} should be like {key}={options[key]}")
         options[key] = parsed

@@ -22,6 +22,7 @@ from teddy_ray.stages.labels import label_sets, read_labelled, views_of
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 from teddy_ray.students import TrainingSet, train_student
+from teddy_ray.training import num_batches
 
 
 def run(session: Session) -> None:
@@ -107,7 +108,7 @@ def _train(run: StudentRun, job: _Job) -> None:
         draft.facts = {
             "name": run.name,
             "accuracy": accuracy,
-            "steps": run.epochs * -(-len(training.images) // recipe.evaluation.batch_size),
+            "steps": run.epochs * num_batches(len(training.images), recipe.evaluation.batch_size),
             "device": describe(device),
             "seconds": time.monotonic() - started,
         }

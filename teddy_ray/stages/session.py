@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,6 +20,7 @@ from teddy_ray.sources import Source
 from teddy_ray.stages.board import Board
 from teddy_ray.storage import Storage
 
+CONNECT_TIMEOUT_S = 5.0
 PLACED = ("pool", "statistics", "synthesis", "labels", "evaluation")
 
 
@@ -63,8 +65,9 @@ class Session:
             ray.init(num_cpus=cpus, num_gpus=gpus, dashboard_host="127.0.0.1", **common)
         else:
             try:
+                _knock(address)
                 ray.init(address=address, **common)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 remedy = f"should be a running Ray cluster ({str(error).splitlines()[0]})"
                 raise InputError([Problem("cluster.address", address, remedy)]) from None
         _quieten()
@@ -139,6 +142,13 @@ def misfits(recipe: Recipe, cpus: float, gpus: float) -> list[Problem]:
             remedy = f"{asked}; lower it, or give cluster.address of a larger cluster"
             problems.append(Problem(f"{stage}.{name}", value, remedy))
     return problems
+
+
+def _knock(address: str) -> None:
+    """Raises OSError where nobody listens at host:port, which Ray itself would go on trying for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if separator:
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
 
 
 def _has_autoscaler() -> bool:
