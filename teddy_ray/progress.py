@@ -29,6 +29,7 @@ class Bar:
 
     def update(self, done: float, note: str = "") -> None:
         """done: items finished, running ones counted by their share."""
+        note = note or ("starting workers" if done == 0 else "")
         if self._bar is not None:
             self._bar.set_postfix_str(note, refresh=False)
             self._bar.n = done

@@ -21,7 +21,7 @@ class _Counts:
 
     def read(self, running: list[str]) -> tuple[float, str]:
         self._posts = {item: post for item, post in self._posts.items() if item in running}
-        notes = [note for _, note in self._posts.values()] or ["starting workers"]
+        notes = [note for _, note in self._posts.values()] or [""]
         return sum(share for share, _ in self._posts.values()), notes[-1]
 
 
