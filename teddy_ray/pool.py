@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from teddy_ray.augment import apply_boxes, draw_boxes
 from teddy_ray.models import build
+from teddy_ray.pixels import from_pixels
 from teddy_ray.randomness import generator
 from teddy_ray.recipe import Pool
-from teddy_ray.synthesis import from_pixels
 from teddy_ray.training import accuracy, cut_into_batches, fit, num_batches
 
 

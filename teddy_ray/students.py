@@ -12,9 +12,9 @@ from torch import Tensor
 
 from teddy_ray.augment import Boxes, apply_boxes
 from teddy_ray.models import build
+from teddy_ray.pixels import from_pixels
 from teddy_ray.randomness import generator
 from teddy_ray.recipe import Evaluation
-from teddy_ray.synthesis import from_pixels
 from teddy_ray.training import accuracy, cut_into_batches, fit, num_batches
 
 

@@ -15,6 +15,7 @@ from teddy_ray.augment import apply_boxes, draw_boxes
 from teddy_ray.errors import StageError
 from teddy_ray.matching import make_targets, member_loss
 from teddy_ray.moments import Moments
+from teddy_ray.pixels import from_pixels, to_pixels
 from teddy_ray.randomness import generator
 from teddy_ray.recipe import Recipe
 from teddy_ray.taps import Taps
@@ -38,16 +39,6 @@ class UnitResult:
 
     images: npt.NDArray[np.uint8]
     losses: npt.NDArray[np.float32]
-
-
-def to_pixels(images: Tensor) -> Tensor:
-    """Round images in [0, 1] to 8 bits."""
-    return (images.detach() * 255).round().clamp(0, 255).to(torch.uint8)
-
-
-def from_pixels(pixels: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
-    """(n c h w) uint8 -> float32 in [0, 1] on the device."""
-    return torch.from_numpy(np.array(pixels)).to(device).float() / 255
 
 
 def noise_start(num: int, channels: int, image_size: int, key: Sequence[str | int]) -> npt.NDArray[np.uint8]:

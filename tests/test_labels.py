@@ -11,9 +11,9 @@ from teddy_ray import students
 from teddy_ray.augment import apply_boxes
 from teddy_ray.labels import Views, label_views
 from teddy_ray.models import build, freeze
+from teddy_ray.pixels import from_pixels
 from teddy_ray.recipe import Augmentation, Evaluation
 from teddy_ray.students import TrainingSet, train_student
-from teddy_ray.synthesis import from_pixels
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 

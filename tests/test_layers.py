@@ -20,6 +20,7 @@ FLOORS = (
         "models",
         "moments",
         "pool",
+        "pixels",
         "students",
         "synthesis",
         "taps",

@@ -16,13 +16,13 @@ from teddy_ray.augment import apply_boxes
 from teddy_ray.dataset import check_folder, decode
 from teddy_ray.flow import distill
 from teddy_ray.labels import soft_labels
+from teddy_ray.pixels import from_pixels
 from teddy_ray.plan import STAGES
 from teddy_ray.progress import Progress
 from teddy_ray.stages import evaluation, labels, statistics, synthesis
 from teddy_ray.stages.labels import read_labelled, views_of
 from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.session import Session
-from teddy_ray.synthesis import from_pixels
 
 
 def test_run_folder_is_complete(finished: Run) -> None:

@@ -13,9 +13,10 @@ from teddy_ray.errors import StageError
 from teddy_ray.matching import make_targets, member_loss
 from teddy_ray.models import freeze
 from teddy_ray.moments import class_moments
+from teddy_ray.pixels import from_pixels, to_pixels
 from teddy_ray.pool import train_base
 from teddy_ray.recipe import Augmentation, Data, Pool, Recipe, Statistics, Synthesis
-from teddy_ray.synthesis import Member, from_pixels, noise_start, optimise_unit, to_pixels
+from teddy_ray.synthesis import Member, noise_start, optimise_unit
 from teddy_ray.taps import Taps
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other

@@ -11,8 +11,8 @@ import ray
 from teddy_ray.dataset import LabelledImages, concatenate, decode, encode
 from teddy_ray.device import prepare
 from teddy_ray.labels import Views, label_views
+from teddy_ray.pixels import from_pixels
 from teddy_ray.plan import ImageSet, Plan, Shard
-from teddy_ray.progress import Bar
 from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import Dispatcher
@@ -20,7 +20,6 @@ from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.session import Session
 from teddy_ray.stages.synthesis import read_set
 from teddy_ray.storage import Storage
-from teddy_ray.synthesis import from_pixels
 
 
 def run(session: Session) -> None:
@@ -45,7 +44,8 @@ def label_sets(session: Session, sets: Sequence[ImageSet]) -> None:
             num_workers=session.workers(part, at_most=len(missing)),
         )
         with session.progress.stage("labels", len(missing), "files") as bar:
-            _drain(dispatcher, missing, bar, session)
+            for _ in dispatcher.run(missing, bar, session.board):
+                pass
     for images in sets:
         manifests = [storage.open("shard", shard.fingerprint).manifest for shard in plan.shards(images)]
         with storage.publish("labels", images.labelled) as draft:
@@ -55,11 +55,6 @@ def label_sets(session: Session, sets: Sequence[ImageSet]) -> None:
                 "seconds": time.monotonic() - started,
                 "worker_seconds": sum(manifest["seconds"] for manifest in manifests),
             }
-
-
-def _drain(dispatcher: Dispatcher[Shard], missing: Sequence[Shard], bar: Bar, session: Session) -> None:
-    for _ in dispatcher.run(missing, bar, session.board):
-        pass
 
 
 def read_labelled(storage: Storage, images: ImageSet) -> LabelledImages:
