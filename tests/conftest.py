@@ -67,7 +67,9 @@ def shared_ray() -> Iterator[None]:
     import ray
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=4, object_store_memory=200_000_000, dashboard_host="127.0.0.1", log_to_driver=False)
+    ray.init(
+        address="local", num_cpus=4, object_store_memory=200_000_000, dashboard_host="127.0.0.1", log_to_driver=False
+    )
     yield
     ray.shutdown()
 

@@ -62,7 +62,8 @@ class Session:
         if address is None:
             cpus, gpus = local_resources()
             self.progress.say(f"starting Ray on this machine ({cpus} CPUs, {gpus} GPUs)")
-            ray.init(num_cpus=cpus, num_gpus=gpus, dashboard_host="127.0.0.1", **common)
+            # "local", for without an address Ray would join whatever cluster it finds on this machine
+            ray.init(address="local", num_cpus=cpus, num_gpus=gpus, dashboard_host="127.0.0.1", **common)
         else:
             try:
                 _knock(address)
