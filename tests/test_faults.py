@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 
 import pytest
-from conftest import NEEDS, Run, content_hashes, copy_artifacts, open_session, processes, tiny
+from conftest import NEEDS, Run, content_hashes, copy_artifacts, open_session, tiny
 
-from teddy_ray.errors import StageError
+from teddy_ray.errors import InputError, StageError
 from teddy_ray.recipe import dump_recipe
 from teddy_ray.stages import statistics, synthesis
 
@@ -49,6 +50,14 @@ def test_non_finite_loss_names_unit_step_and_model(finished: Run, tmp_path: Path
     assert not (tmp_path / "artifacts" / "synthesis").exists()
 
 
+def test_damaged_weights_stop_the_run_and_are_named(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "synthesis", tmp_path)
+    weights = next((tmp_path / "artifacts" / "base").glob("*/epoch-0001.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=r"epoch-0001.safetensors'; the file has changed since; delete its folder"):
+        synthesis.run(open_session(tiny(tmp_path)))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "title"),
@@ -75,8 +84,9 @@ def test_ctrl_c_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, stage: s
     copy_artifacts(finished, stage, tmp_path)
     (tmp_path / "tiny.yaml").write_text(dump_recipe(tiny(tmp_path)))
     command = [sys.executable, "-m", "teddy_ray.cli", "distill", str(tmp_path / "tiny.yaml")]
-    others = set(processes("ray::")) | set(_daemons())
-    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    mark = f"TEDDY_TEST={uuid.uuid4().hex}"
+    environment = {**os.environ, **dict([mark.split("=")])}
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment)
     assert driver.stderr is not None
     for line in driver.stderr:
         if line.startswith(f"{stage} ") and "0.0/" in line:
@@ -92,7 +102,7 @@ def test_ctrl_c_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, stage: s
     for manifest_folder in (tmp_path / "artifacts").glob("*/*"):
         assert (manifest_folder / "manifest.json").is_file()
     deadline = time.monotonic() + 10
-    while left := (set(processes("ray::")) | set(_daemons())) - others:
+    while left := _descendants(mark):
         assert time.monotonic() < deadline, f"still running: {left}"
         time.sleep(0.2)
 
@@ -102,15 +112,15 @@ def test_ctrl_c_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, stage: s
         assert made.items() <= content_hashes(finished.folder, kind).items()
 
 
-def _daemons() -> list[int]:
-    """Ray's own processes."""
+def _descendants(mark: str) -> list[int]:
+    """Ids of the processes that inherited an environment with this mark."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                program = (entry / "cmdline").read_bytes().split(b"\0")[0]
+                environment = (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if program.endswith((b"raylet", b"gcs_server")):
+            if mark.encode() in environment:
                 found.append(int(entry.name))
     return found

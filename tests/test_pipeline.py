@@ -113,15 +113,14 @@ def test_students_replay_the_labelled_views(finished: Run) -> None:
         assert np.array_equal(targets, rows.soft_labels[:, (epoch - 1) % 6])
 
 
-def unreadable(row: int) -> None:
-    """Stands for the test split's images."""
-    raise AssertionError("the test split was read")
-
-
 def test_three_workers_give_the_bytes_of_one(finished: Run, tmp_path: Path) -> None:
     """Invariant 3, units and labels; and neither of them reads the test split."""
     copy_artifacts(finished, "synthesis", tmp_path)
     session = open_session(tiny(tmp_path, synthesis__num_workers=3, labels__num_workers=3))
+
+    def unreadable(row: int) -> None:
+        raise AssertionError("the test split was read")
+
     object.__setattr__(session.source.test, "read_row", unreadable)
     synthesis.run(session)
     labels.run(session)

@@ -97,6 +97,8 @@ class Dispatcher(Generic[T]):
 
     def _retry(self, item: T, error: RayActorError) -> None:
         attempts = self._attempts.get(item.name, 1)
+        if error.actor_init_failed:
+            raise StageError(self.stage, item.name, f"its worker could not be set up: {error}")
         if attempts == MAX_ATTEMPTS:
             raise StageError(self.stage, item.name, f"lost with its worker {attempts} times; the last time: {error}")
         self._attempts[item.name] = attempts + 1

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import ray
+from torch import nn
 
 from teddy_ray.dataset import LabelledImages, concatenate, decode, encode
 from teddy_ray.device import prepare
@@ -78,7 +80,11 @@ class Labeller:
         part = plan.recipe.labels
         self._plan, self._storage, self._source, self._poster = plan, storage, source, poster
         self._device = prepare(part.threads, part.gpus_per_worker)
-        self._models = [model.to(self._device) for model in load_members(plan, storage, plan.members)]
+
+    @cached_property
+    def _models(self) -> list[nn.Module]:
+        # loaded by the first shard: Ray hides the cause of an error in a constructor
+        return [model.to(self._device) for model in load_members(self._plan, self._storage, self._plan.members)]
 
     def label(self, shard: Shard, images: ImageSet) -> None:
         started = time.monotonic()

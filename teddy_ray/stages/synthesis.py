@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -96,9 +97,14 @@ class Synthesiser:
         part = plan.recipe.synthesis
         self._plan, self._storage, self._train, self._poster = plan, storage, source.train, poster
         self._device = prepare(part.threads, part.gpus_per_worker)
+
+    @cached_property
+    def _members(self) -> list[Member]:
+        # loaded by the first unit: Ray hides the cause of an error in a constructor
+        plan, storage = self._plan, self._storage
         statistics = storage.open("statistics", plan.statistics)
         models = load_members(plan, storage, plan.members)
-        self._members = [
+        return [
             Member(member.name, model.to(self._device), load_moments(statistics, index))
             for index, (member, model) in enumerate(zip(plan.members, models, strict=True))
         ]
