@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import platform
+from importlib.metadata import version
 
 import torch
+
+PACKAGES = ("teddy_ray", "torch", "torchvision", "ray", "numpy", "pyarrow")
 
 
 def prepare(threads: int, gpus: float) -> torch.device:
@@ -17,6 +21,11 @@ def prepare(threads: int, gpus: float) -> torch.device:
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     return torch.device("cuda" if gpus > 0 and torch.cuda.is_available() else "cpu")
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that can change bytes."""
+    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
 def describe(device: torch.device) -> str:

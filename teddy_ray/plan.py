@@ -261,8 +261,12 @@ class Plan:
         ) -> StudentRun:
             epochs = evaluation.epochs if images else evaluation.full_data_epochs
             views = min(self.recipe.labels.views, epochs)
-            drawn = {"train": self.data.train, "seed": self.recipe.seed, "views": views}
-            inputs = {"set": images.labelled} if images else drawn
+            drawn = {
+                "images": images.fingerprint if images else self.data.train,
+                "seed": self.recipe.seed,
+                "views": views,
+            }
+            inputs = {"set": images.labelled} if images and labels == "soft" else drawn
             return StudentRun(
                 row,
                 student,

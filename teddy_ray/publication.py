@@ -7,8 +7,6 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow.fs as pafs
-
 from teddy_ray.card import write_card
 from teddy_ray.dataset import FACTS, seal, shard_name
 from teddy_ray.errors import InputError, Problem
@@ -24,7 +22,8 @@ from teddy_ray.summary import DISTILLED, RECIPE, REPORT, SUMMARY, Summary, read_
 def check_run_folder(storage: Storage, name: str) -> None:
     """Raises InputError where runs/<name> is something that no run of ours wrote."""
     folder = f"runs/{name}"
-    if storage.is_file(folder) or (storage.is_folder(folder) and not storage.is_file(f"{folder}/{RECIPE}")):
+    is_ours = storage.is_file(f"{folder}/{RECIPE}") or storage.is_empty(folder)
+    if storage.is_file(folder) or (storage.is_folder(folder) and not is_ours):
         remedy = "this is not a run of teddy-ray and is left alone; choose another name or storage"
         raise InputError([Problem("name", storage.display(folder), remedy)])
 
@@ -45,7 +44,12 @@ def publish_run(plan: Plan, source: Source, storage: Storage, summary: Summary, 
 def _is_published(plan: Plan, storage: Storage, folder: str) -> bool:
     """Whether the distilled set is there already. Then it is left alone: its card may have been edited."""
     facts = f"{folder}/{DISTILLED}/{FACTS}"  # written last
-    return storage.is_file(facts) and json.loads(storage.read(facts)).get("fingerprints") == plan.stages()
+    if not storage.is_file(facts):
+        return False
+    try:
+        return bool(json.loads(storage.read(facts))["fingerprints"] == plan.stages())
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _make_room(storage: Storage, folder: str, summary: Summary, progress: Progress) -> None:
@@ -57,8 +61,7 @@ def _make_room(storage: Storage, folder: str, summary: Summary, progress: Progre
         return
     names = itertools.chain([f"{folder}~{theirs[:8]}"], (f"{folder}~{theirs[:8]}.{i}" for i in itertools.count(2)))
     kept = next(name for name in names if not storage.is_folder(name))
-    pafs.copy_files(f"{storage.root}/{folder}", f"{storage.root}/{kept}", storage.fs, storage.fs)
-    storage.delete_folder(folder)
+    storage.move_folder(folder, kept)
     progress.say(f"{storage.display(folder)} held a run of another recipe; it is now {storage.display(kept)}")
 
 

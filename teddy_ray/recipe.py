@@ -35,7 +35,7 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
 Workers = Annotated[int, Field(ge=1)] | Literal["auto"]
 
 
@@ -62,7 +62,7 @@ class Placed(Part):
     """A stage whose work runs on Ray workers."""
 
     num_workers: Execution[Workers] = "auto"
-    """Workers at most; auto: as many as the cluster holds."""
+    """Workers, all of which the cluster must hold; auto: as many as it holds. Never more than there is work for."""
     gpus_per_worker: Execution[NonNegative] = 0.0
     """GPUs (or a share of one) per worker; 0 runs on CPUs."""
     threads: Result[Count] = 1
@@ -369,6 +369,10 @@ def _contradictions(recipe: Recipe) -> Iterable[Problem]:
             )
         if augmentation.crop_ratio[0] > augmentation.crop_ratio[1]:
             yield Problem(f"{key}.crop_ratio", list(augmentation.crop_ratio), "should be [low, high] with low <= high")
+    for stage in ("pool", "statistics", "synthesis", "labels", "evaluation"):
+        gpus = getattr(recipe, stage).gpus_per_worker
+        if gpus > 1 and gpus != int(gpus):
+            yield Problem(f"{stage}.gpus_per_worker", gpus, "should be a share below 1 or a whole number")
     if list(recipe.pool.snapshots) != sorted(set(recipe.pool.snapshots)):
         yield Problem("pool.snapshots", list(recipe.pool.snapshots), "should be epochs in rising order, each once")
     lists: dict[str, tuple[Any, ...]] = {

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
+CLOSE_ATTEMPTS = 10
 
 
 def sha256(data: bytes) -> str:
@@ -126,6 +128,18 @@ class Storage:
         with contextlib.suppress(FileNotFoundError):
             self.fs.delete_dir(f"{self.root}/{path}")
 
+    def move_folder(self, path: str, target: str) -> None:
+        """Give a folder another name; at once on a local file system, by copying elsewhere."""
+        if self.is_local:
+            self.fs.move(f"{self.root}/{path}", f"{self.root}/{target}")
+            return
+        pafs.copy_files(f"{self.root}/{path}", f"{self.root}/{target}", self.fs, self.fs)
+        self.delete_folder(path)
+
+    def is_empty(self, path: str) -> bool:
+        """Whether a folder holds nothing."""
+        return self.is_folder(path) and not self.fs.get_file_info(pafs.FileSelector(f"{self.root}/{path}"))
+
     def is_file(self, path: str) -> bool:
         return bool(self.fs.get_file_info(f"{self.root}/{path}").type == pafs.FileType.File)
 
@@ -195,8 +209,13 @@ class Storage:
     def close_session(self) -> None:
         """Remove the session's folder, drafts of killed workers included. Published artifacts stay."""
         folder = os.path.dirname(self._staging)
-        with contextlib.suppress(FileNotFoundError):
-            self.fs.delete_dir(folder)
+        for _ in range(CLOSE_ATTEMPTS):
+            try:
+                self.fs.delete_dir(folder)
+            except FileNotFoundError:
+                break
+            except OSError:  # a worker that is being ended still writes
+                time.sleep(0.2)
         if self.is_local:
             with contextlib.suppress(OSError):
                 os.rmdir(os.path.dirname(folder))  # only if no other session is at work

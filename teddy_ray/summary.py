@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any
 
 from teddy_ray.plan import Plan
 from teddy_ray.records import Row, Score, tabulate
 from teddy_ray.storage import Storage
-
-PACKAGES = ("teddy_ray", "torch", "torchvision", "ray", "numpy", "pyarrow")
 
 RECIPE, SUMMARY, REPORT, DISTILLED = "recipe.yaml", "summary.json", "report.html", "distilled"
 """What runs/<name>/ holds."""
@@ -42,11 +38,6 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def versions() -> dict[str, str]:
-    """Versions of everything that can change bytes."""
-    return {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}}
 
 
 def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary:
@@ -87,7 +78,7 @@ def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary
             if manifests[stage]["worker_seconds"] > 0
         },
         pool=manifests["pool"]["members"],
-        versions=versions(),
+        versions=synthesis["versions"],
         device=synthesis["device"],
     )
 
@@ -95,4 +86,9 @@ def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary
 def read_summary(storage: Storage, name: str) -> dict[str, Any] | None:
     """The summary of the latest run of that name, if there is one."""
     path = f"runs/{name}/{SUMMARY}"
-    return dict(json.loads(storage.read(path))) if storage.is_file(path) else None
+    if not storage.is_file(path):
+        return None
+    try:
+        return dict(json.loads(storage.read(path)))
+    except ValueError:  # half a file is no summary
+        return None

@@ -28,9 +28,11 @@ def verdict(summary: Summary) -> str:
     if gain is None:
         return "Without the control random_soft (random real images, equal labels) this says little about distillation."
     distilled, random = summary.accuracy["distilled"], summary.accuracy["random_soft"]
-    noise = max(distilled.std or 0.0, random.std or 0.0)
     steps = f"{distilled.student_steps:,} student steps"
     points = f"{100 * gain:+.1f} points against random real images under equal labels, at {steps}"
+    if distilled.std is None or random.std is None:
+        return f"Distilled: {points}. One seed allows no judgement; give evaluation.seeds several."
+    noise = max(distilled.std, random.std)
     if gain > noise:
         return f"Distilled: {points}."
     judgement = "no better" if gain >= -noise else "worse"
@@ -120,7 +122,7 @@ def plan_table(plan: Plan, storage: Storage) -> str:
             f"{recipe.synthesis.classes_per_unit} classes x {recipe.synthesis.slots_per_unit} slots",
             f"labels: {plan.label_bytes:,} bytes before compression",
             f"memory per worker: {model_bytes(plan):,} bytes of weights (all members), "
-            f"{num_train * image_bytes:,} bytes of training images in the pool stage",
+            f"{5 * num_train * image_bytes:,} bytes of training images in the pool stage (8-bit and float)",
             f"students: {len(plan.students)}",
             "",
             _align([("stage", "fingerprint", "", "work", "time"), *rows]),

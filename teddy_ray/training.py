@@ -16,7 +16,7 @@ Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
 
 
 def cut_into_batches(order: npt.NDArray[np.intp], batch_size: int) -> list[npt.NDArray[np.intp]]:
-    """Batches of nearly equal size, at most batch_size: none is left with a single image, which BatchNorm refuses."""
+    """Batches of nearly equal size, at most batch_size: no small rest with poor statistics for BatchNorm."""
     return np.array_split(order, num_batches(len(order), batch_size))
 
 

@@ -9,15 +9,28 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import ray
 from conftest import NEEDS, Run, content_hashes, copy_artifacts, open_session, tiny
 
 from teddy_ray.errors import InputError, StageError
+from teddy_ray.progress import Progress
 from teddy_ray.recipe import dump_recipe
 from teddy_ray.stages import statistics, synthesis
+from teddy_ray.stages.board import Board
+from teddy_ray.stages.dispatch import Dispatcher
+
+
+@dataclass(frozen=True)
+class Word:
+    """An item of work."""
+
+    name: str
+
 
 Killer = Callable[[str, int], list[int]]
 
@@ -58,6 +71,47 @@ def test_damaged_weights_stop_the_run_and_are_named(finished: Run, tmp_path: Pat
         synthesis.run(open_session(tiny(tmp_path)))
 
 
+def test_more_workers_than_the_cluster_holds_end_all_the_same(shared_ray: None) -> None:
+    """Two workers of three CPUs on four: the second can start only when the first is let go."""
+
+    class Echo:
+        def say(self, item: str) -> str:
+            return item
+
+    actor = ray.remote(num_cpus=3)(Echo)
+    dispatcher = Dispatcher[Word](
+        "test",
+        start_worker=actor.remote,
+        submit=lambda worker, word: worker.say.remote(word.name),
+        num_workers=2,
+    )
+    words = [Word("a"), Word("b"), Word("c")]
+    with Progress(open(os.devnull, "w")).stage("test", 3, "words") as bar:
+        said = {result for _, result in dispatcher.run(words, bar, Board())}
+    assert said == {"a", "b", "c"}
+
+
+def test_errors_of_the_work_are_told_from_lost_workers(shared_ray: None) -> None:
+    """Not tried again, and with the item and the remote traceback."""
+
+    class Broken:
+        def work(self, item: str) -> None:
+            raise OSError(28, "No space left on device")
+
+    actor = ray.remote(num_cpus=1)(Broken)
+    dispatcher = Dispatcher[Word](
+        "test",
+        start_worker=actor.remote,
+        submit=lambda worker, word: worker.work.remote(word.name),
+        num_workers=1,
+    )
+    with (
+        Progress(open(os.devnull, "w")).stage("test", 1, "words") as bar,
+        pytest.raises(StageError, match=r"(?s)^test: a: .*in work.*No space left on device"),
+    ):
+        list(dispatcher.run([Word("a")], bar, Board()))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "title"),
@@ -76,10 +130,14 @@ def test_other_stages_survive_a_killed_worker(
         assert made.items() <= content_hashes(finished.folder, kind).items()
 
 
+SLOW = [pytest.param(stage, signal.SIGINT, marks=pytest.mark.slow) for stage in NEEDS if stage != "synthesis"]
+
+
 @pytest.mark.parametrize(
-    "stage", ["synthesis", *(pytest.param(stage, marks=pytest.mark.slow) for stage in NEEDS if stage != "synthesis")]
+    ("stage", "how"),
+    [("synthesis", signal.SIGINT), pytest.param("synthesis", signal.SIGTERM, marks=pytest.mark.slow), *SLOW],
 )
-def test_ctrl_c_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, stage: str) -> None:
+def test_an_interrupt_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, stage: str, how: signal.Signals) -> None:
     """A driver of its own with a Ray of its own: ended within 10 s, nothing half published, no process left."""
     copy_artifacts(finished, stage, tmp_path)
     (tmp_path / "tiny.yaml").write_text(dump_recipe(tiny(tmp_path)))
@@ -93,11 +151,15 @@ def test_ctrl_c_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, stage: s
             break
     time.sleep(6)  # workers are up or nearly so
     started = time.monotonic()
-    os.killpg(driver.pid, signal.SIGINT)
+    if how == signal.SIGINT:
+        os.killpg(driver.pid, how)  # as a terminal does
+    else:
+        driver.send_signal(how)
     message = driver.stderr.read()
     assert driver.wait() == 130, message
     assert time.monotonic() - started < 10
     assert "this resumes: teddy-ray distill" in message
+    assert not list((tmp_path / "artifacts").glob(f"{stage}/{getattr(finished.plan, stage)}"))
     assert not (tmp_path / "artifacts" / ".staging").exists()
     for manifest_folder in (tmp_path / "artifacts").glob("*/*"):
         assert (manifest_folder / "manifest.json").is_file()

@@ -88,7 +88,7 @@ def test_labels_are_of_the_stored_images(finished: Run) -> None:
     files = sorted((finished.folder / "runs" / "tiny" / "distilled" / "data").iterdir())
     published = [decode(file.read_bytes())[0] for file in files]
     pixels = np.concatenate([rows.images for rows in published])
-    assert np.array_equal(pixels, synthesis.read_set(plan, finished.source, store, plan.distilled))
+    assert np.array_equal(pixels, synthesis.read_set(plan, finished.source, store, plan.distilled, range(40)))
     models = load_members(plan, store, plan.members)
     ids = [image_id for rows in published for image_id in rows.ids]
     boxes = views_of(plan, plan.distilled).boxes(ids)
@@ -156,14 +156,20 @@ def test_other_weight_reuses_pool_and_statistics_and_keeps_the_old_run(finished:
     assert summary.improvement_over_random is None
 
 
-def test_larger_ipc_keeps_the_units(finished: Run, tmp_path: Path) -> None:
-    copy_artifacts(finished, "labels", tmp_path)
-    session = open_session(tiny(tmp_path, synthesis__images_per_class=6))
-    before = content_hashes(tmp_path, "unit")
-    synthesis.run(session)
-    after = content_hashes(tmp_path, "unit")
-    assert before.items() < after.items()
-    assert len(after) == 15
+def test_larger_ipc_has_the_units_of_the_smaller(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "synthesis", tmp_path)
+    synthesis.run(open_session(tiny(tmp_path, synthesis__images_per_class=6)))
+    larger = content_hashes(tmp_path, "unit")
+    assert content_hashes(finished.folder, "unit").items() < larger.items()
+    assert len(larger) == 15
+
+
+def test_parts_of_a_set_are_those_of_the_whole(finished: Run) -> None:
+    plan = finished.plan
+    for images in (plan.distilled, plan.random_sets[0]):
+        whole = synthesis.read_set(plan, finished.source, finished.storage, images, range(40))
+        part = synthesis.read_set(plan, finished.source, finished.storage, images, range(5, 17))
+        assert np.array_equal(part, whole[5:17])
 
 
 def test_noise_start_and_small_resnet(finished: Run, tmp_path: Path) -> None:

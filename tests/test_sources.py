@@ -594,3 +594,37 @@ def test_a_selection_reads_its_own_images_in_its_order(data):
     index = np.array([5, 0, 7, 5])
     np.testing.assert_array_equal(train.select(index).read(), train.read()[index])
     np.testing.assert_array_equal(train.read(index), train.read()[index])
+
+
+def test_files_that_name_other_classes_are_refused(tmp_path):
+    write_parquet(tmp_path / "data/a.parquet", [0, 1] * 8, names=["cat", "dog"])
+    write_parquet(tmp_path / "data/b.parquet", [0, 1] * 8, names=["dog", "cat"])
+    (problem,) = problems(tmp_path / "data")
+    assert "same classes in the same order" in problem.remedy
+
+
+def test_a_folder_of_splits_gives_each_key_its_own(tmp_path):
+    write_parquet(tmp_path / "data/train-00000-of-00001.parquet", [0, 1] * 8)
+    write_parquet(tmp_path / "data/test-00000-of-00001.parquet", [0, 1] * 3, first=100)
+    parts = source(tmp_path, test_source=str(tmp_path))
+    assert (len(parts.train) + len(parts.validation), len(parts.test)) == (16, 6)
+    assert {name.split("-")[0] for name in parts.train.ids} == {"data/train"}
+    assert {name.split("-")[0] for name in parts.test.ids} == {"data/test"}
+    assert {name.split("-")[0] for name in source(tmp_path).test.ids} == {"data/train"}
+
+
+def test_a_test_source_of_the_training_images_is_refused(tmp_path):
+    write_parquet(tmp_path / "a.parquet", [0, 1] * 8)
+    (problem,) = problems(tmp_path / "a.parquet", test_source=str(tmp_path / "a.parquet"))
+    assert problem.key == "data.test_source"
+    assert "the very images of data.source" in problem.remedy
+
+
+def test_16_bit_images_keep_their_high_byte(tmp_path):
+    for row in range(20):
+        values = np.full((SIZE, SIZE), 3000 * row, dtype=np.uint16)
+        save(tmp_path / "data" / "ab"[row % 2] / f"{row:02d}.png", Image.fromarray(values))
+    pixels = everything(tmp_path / "data")
+    assert [int(pixels[name].max()) for name in sorted(pixels, key=lambda name: name[2:])] == [
+        3000 * row >> 8 for row in range(20)
+    ]

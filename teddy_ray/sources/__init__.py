@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,6 +50,9 @@ def open_source(data: Data) -> Source:
             training, test = split(training, _share(data.test_fraction, training))
         else:
             test = _open("data.test_source", data.test_source, data)
+            if test.content == training.content:
+                remedy = "holds the very images of data.source; name others, or leave it out"
+                raise InputError([Problem("data.test_source", data.test_source, remedy)])
             if test.classes != training.classes:
                 raise InputError(
                     [
@@ -74,13 +78,18 @@ def _open(key: str, uri: str, data: Data) -> Images:
             fs, path = pafs.FileSystem.from_uri(uri)
         else:
             fs, path = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-        info = fs.get_file_info(path)
+        return _open_path(key, uri, fs, path, data)
+    except InputError:
+        raise
     except (ValueError, OSError, pa.ArrowNotImplementedError) as error:
         raise InputError([Problem(key, uri, f"name {DIGITS}, a folder or a Parquet file ({error})")]) from None
+
+
+def _open_path(key: str, uri: str, fs: pafs.FileSystem, path: str, data: Data) -> Images:
+    info = fs.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
-        raise InputError(
-            [Problem(key, uri, f"does not exist; name {DIGITS}, a folder of class folders or a Parquet file")]
-        )
+        remedy = f"does not exist; name {DIGITS}, a folder of class folders or a Parquet file"
+        raise InputError([Problem(key, uri, remedy)])
     if info.type == pafs.FileType.File:
         folder, _, name = path.rpartition("/")
         return open_parquet(key, fs, folder, [name], data)
@@ -91,8 +100,24 @@ def _open(key: str, uri: str, data: Data) -> Images:
         if entry.type == pafs.FileType.File and entry.path.endswith(".parquet")
     )
     if names:
-        return open_parquet(key, fs, path, names, data)
+        return open_parquet(key, fs, path, _of_split(key, uri, names), data)
     return open_folder(key, fs, path, data.image_size, data.channels)
+
+
+def _of_split(key: str, uri: str, names: list[str]) -> list[str]:
+    """Of a folder in Hugging Face's layout (train-*, test-*, validation-*), the files of the split that `key` means."""
+    splits: dict[str, list[str]] = {}
+    for name in names:
+        match = re.match(r"(train|test|validation|val)\b", name.rsplit("/", 1)[-1])
+        splits.setdefault(match.group(1) if match else "", []).append(name)
+    if len(splits) == 1:
+        return names
+    wanted = ("train",) if key == "data.source" else ("test", "validation", "val")
+    for split_name in wanted:
+        if split_name in splits:
+            return splits[split_name]
+    remedy = f"holds files of several splits, none named {' or '.join(wanted)}; name one file instead"
+    raise InputError([Problem(key, uri, remedy)])
 
 
 def _keep_classes(images: Images, classes: tuple[str, ...]) -> Images:

@@ -16,6 +16,9 @@ from teddy_ray.errors import InputError, Problem
 from teddy_ray.randomness import id_hash
 from teddy_ray.storage import sha256
 
+DECODING_VERSION = 1
+"""Raise it when decoding or resizing changes its bytes: nothing old is reused then."""
+
 ReadRow = Callable[[int], Image.Image]
 """Row of the source -> its image. Must be picklable: workers read for themselves."""
 
@@ -46,7 +49,7 @@ class Images:
     def identity(self) -> str:
         """Hash of what these images are: content, selection, classes, size; never where they lie or when."""
         selection = "\n".join(self.ids).encode() + self.labels.tobytes()
-        facts = (self.content, sha256(selection), self.classes, self.image_size, self.channels)
+        facts = (DECODING_VERSION, self.content, sha256(selection), self.classes, self.image_size, self.channels)
         return sha256(repr(facts).encode())
 
     def select(self, index: npt.NDArray[np.integer]) -> Images:
@@ -74,11 +77,23 @@ class Images:
         return np.flatnonzero(self.labels == label)
 
     def _to_array(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        image = ImageOps.exif_transpose(image).convert("L" if self.channels == 1 else "RGB")
+        image = _to_8_bits(ImageOps.exif_transpose(image)).convert("L" if self.channels == 1 else "RGB")
         if image.size != (self.image_size, self.image_size):
             image = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BILINEAR)
         array = np.asarray(image, dtype=np.uint8)
         return array[None] if self.channels == 1 else array.transpose(2, 0, 1)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit greyscale keeps its high byte; Pillow's own conversion would clip it to white."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError("its values are neither of 8 nor of 16 bits")
+        return Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its values are floating-point numbers; store 8 or 16 bits per channel")
+    return image
 
 
 def decode(data: bytes) -> Image.Image:
@@ -104,6 +119,8 @@ def split(images: Images, num: int) -> tuple[Images, Images]:
     Each class gives its proportional share, rounded by largest remainder, and of it the images with the
     smallest id hashes: the split follows neither the data's order nor any seed.
     """
+    if not len(images):
+        return images, images
     counts = np.bincount(images.labels, minlength=len(images.classes))
     exact = counts * num / len(images)
     take = np.floor(exact).astype(int)

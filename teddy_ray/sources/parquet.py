@@ -65,7 +65,7 @@ def open_parquet(key: str, fs: pafs.FileSystem, root: str, names: list[str], dat
     paths = [f"{root}/{name}" if root else name for name in names]
     problems: list[Problem] = []
     labels: list[pa.ChunkedArray] = []
-    class_names: tuple[str, ...] | None = None
+    named: set[tuple[str, ...] | None] = set()
     for path in paths:
         try:
             with pq.ParquetFile(fs.open_input_file(path)) as parquet:
@@ -73,19 +73,22 @@ def open_parquet(key: str, fs: pafs.FileSystem, root: str, names: list[str], dat
                 if found := _column_problems(path, schema, data):
                     problems += found
                     continue
-                class_names = class_names or _class_names(schema, data.label_column)
+                named.add(_class_names(schema, data.label_column))
                 labels.append(_widen(parquet.read(columns=[data.label_column]).column(0)))
         except (pa.ArrowInvalid, OSError) as error:
             problems.append(Problem(key, path, f"should be readable Parquet ({str(error).splitlines()[0]})"))
     if len({str(column.type) for column in labels}) > 1:
         remedy = "should hold integers in every file, or class names in every file"
         problems.append(Problem("data.label_column", data.label_column, remedy))
+    if len(named) > 1:
+        lists = [list(names or ())[:5] for names in named]
+        problems.append(Problem(key, lists, "the files should all name the same classes in the same order"))
     if problems:
         raise InputError(problems)
     column = pa.chunked_array([chunk for label in labels for chunk in label.chunks])
     if len(column) == 0 or column.null_count:
         raise InputError([Problem(key, root or names[0], f"should have rows, each with a {data.label_column!r}")])
-    indices, classes = _to_indices(column, class_names)
+    indices, classes = _to_indices(column, named.pop())
     if indices.min() < 0 or indices.max() >= len(classes):
         remedy = f"its labels should lie in 0..{len(classes) - 1}, or be among the class names of the file"
         raise InputError([Problem("data.label_column", data.label_column, remedy)])

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-from teddy_ray.errors import StageError
+from teddy_ray.errors import InputError, StageError
 from teddy_ray.progress import Bar
 from teddy_ray.stages.board import Board
 
@@ -26,6 +26,24 @@ class Item(Protocol):
 
 
 T = TypeVar("T", bound=Item)
+
+
+def result_of(reference: ray.ObjectRef[Any], stage: str, item: str) -> Any:
+    """The result of a task. An error of the work itself comes as InputError or StageError, never as Ray's wrapping."""
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise own_error(error, stage, item) from None
+
+
+def own_error(error: BaseException, stage: str, item: str) -> InputError | StageError:
+    """What went wrong in a worker, told from how Ray wraps it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError | StageError):
+            return cause
+        cause = getattr(cause, "cause", None) or cause.__cause__
+    return StageError(stage, item, str(error))
 
 
 @dataclass
@@ -58,17 +76,17 @@ class Dispatcher(Generic[T]):
                     self._running[self.submit(worker, item)] = worker, item
                 if not self._running:
                     return
+                while self._idle:  # there is nothing to hand out: what they hold may be what another one waits for
+                    ray.kill(self._idle.pop())
                 done, _ = ray.wait(list(self._running), timeout=POLL_S)
                 for reference in done:
                     worker, item = self._running.pop(reference)
                     try:
-                        result = ray.get(reference)
+                        result = result_of(reference, self.stage, item.name)
                     except RayActorError as error:
                         self._retry(item, error)
                         ray.kill(worker)  # unreachable is not dead
                         continue
-                    except RayTaskError as error:
-                        raise error.cause or error from None
                     self._idle.append(worker)
                     self._attempts.pop(item.name, None)
                     num_done += 1

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import ray
-from ray.exceptions import RayTaskError
 
 from teddy_ray.device import describe, prepare
 from teddy_ray.errors import StageError
@@ -18,8 +16,10 @@ from teddy_ray.plan import Plan, StudentRun
 from teddy_ray.records import Score
 from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
+from teddy_ray.stages.dispatch import result_of
 from teddy_ray.stages.labels import label_sets, read_labelled, views_of
 from teddy_ray.stages.session import Session
+from teddy_ray.stages.synthesis import read_set
 from teddy_ray.storage import Storage
 from teddy_ray.students import TrainingSet, train_student
 from teddy_ray.training import num_batches
@@ -29,7 +29,7 @@ def run(session: Session) -> None:
     """Label the controls, train the students that are not there yet, publish the table's rows."""
     started = time.monotonic()
     plan, storage, part = session.plan, session.storage, session.recipe.evaluation
-    label_sets(session, plan.random_sets)
+    label_sets(session, [images for images in plan.random_sets if "random_soft" in part.controls])
     missing = [run for run in plan.students if not storage.has("student", run.fingerprint)]
     if missing:
         session.start()
@@ -45,8 +45,7 @@ def run(session: Session) -> None:
                     running[task.remote(student, job)] = student
                 finished, _ = ray.wait(list(running), timeout=0.5)
                 for reference in finished:
-                    del running[reference]
-                    _raise_cause(reference)
+                    result_of(reference, "evaluation", running.pop(reference).name)
                 done += len(finished)
                 share, note = session.board.read([student.name for student in running.values()])
                 bar.update(done + share, note)
@@ -125,19 +124,17 @@ def _training_set(run: StudentRun, job: _Job) -> TrainingSet:
             num_views=min(labels.views, run.epochs),
         )
         return TrainingSet(train.read(), views.boxes(train.ids), _one_hot(train.labels, plan))
-    rows = read_labelled(job.storage, run.images)
-    targets = rows.soft_labels if run.labels == "soft" else _one_hot(rows.labels, plan)
-    return TrainingSet(rows.images, views_of(plan, run.images).boxes(rows.ids), targets)
+    if run.labels == "soft":
+        rows = read_labelled(job.storage, run.images)
+        return TrainingSet(rows.images, views_of(plan, run.images).boxes(rows.ids), rows.soft_labels)
+    everything = range(plan.num_images)
+    pixels = read_set(plan, job.source, job.storage, run.images, everything)
+    classes = np.array(plan.image_labels(everything), dtype=np.int64)
+    boxes = views_of(plan, run.images).boxes(plan.image_ids(everything))
+    return TrainingSet(pixels, boxes, _one_hot(classes, plan))
 
 
 def _one_hot(labels: npt.NDArray[np.int64], plan: Plan) -> npt.NDArray[np.float32]:
     """(n,) -> (n 1 classes): one label for all views of an image."""
     one_hot: npt.NDArray[np.float32] = np.eye(len(plan.data.classes), dtype=np.float32)[labels][:, None]
     return one_hot
-
-
-def _raise_cause(reference: Any) -> None:
-    try:
-        ray.get(reference)
-    except RayTaskError as error:
-        raise error.cause or error from None

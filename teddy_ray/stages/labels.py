@@ -90,17 +90,17 @@ class Labeller:
         started = time.monotonic()
         plan, part = self._plan, self._plan.recipe.labels
         views = views_of(plan, images)
-        pixels = read_set(plan, self._source, self._storage, images)
+        pixels = read_set(plan, self._source, self._storage, images, shard.rows)
         soft = []
         for first in range(shard.rows.start, shard.rows.stop, part.batch_size):
             rows = range(first, min(first + part.batch_size, shard.rows.stop))
-            x = from_pixels(pixels[rows.start : rows.stop], self._device)
+            x = from_pixels(pixels[first - shard.rows.start :][: len(rows)], self._device)
             soft.append(label_views(self._models, x, views.boxes(plan.image_ids(rows)), part.temperature))
             self._poster(shard.name, (rows.stop - shard.rows.start) / len(shard.rows), f"{rows.stop} images")
         rows = shard.rows
         labelled = LabelledImages(
             ids=plan.image_ids(rows),
-            images=pixels[rows.start : rows.stop],
+            images=pixels,
             labels=np.array(plan.image_labels(rows), dtype=np.int64),
             soft_labels=np.concatenate(soft),
         )

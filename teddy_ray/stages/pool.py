@@ -24,6 +24,7 @@ from teddy_ray.progress import Bar
 from teddy_ray.recipe import Pool
 from teddy_ray.sources import Images, Source
 from teddy_ray.stages.board import Poster
+from teddy_ray.stages.dispatch import result_of
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 
@@ -101,14 +102,15 @@ def _train(session: Session, bases: Sequence[Base], bar: Bar, *, last_attempt: b
     task = ray.remote(_fit).options(num_cpus=0, max_retries=0, scheduling_strategy=here).remote(job, num_workers)
     while not ray.wait([task], timeout=0.5)[0]:
         bar.update(*session.board.read([base.name for base in bases]))
-    failures = ray.get(task)
+    names = ", ".join(base.name for base in bases)
+    failures = result_of(task, "pool", names)
     # A failure of the work itself ends the run; a lost worker is replaced, and bases it had published stay.
     for failure in failures:
         if isinstance(failure, InputError | StageError):
             raise failure
     lost = all(isinstance(failure, RayActorError | RayTrainError) for failure in failures)
     if failures and (last_attempt or not lost):
-        raise StageError("pool", ", ".join(base.name for base in bases), "; ".join(map(str, failures)))
+        raise StageError("pool", names, "; ".join(map(str, failures)))
     if failures:
         session.progress.say(f"pool: {len(failures)} worker(s) lost; training again what they had not finished")
     return not failures
@@ -131,7 +133,7 @@ def _fit(job: _Job, num_workers: int) -> list[Exception]:
             name="pool",
             storage_path=job.storage.session_folder("train"),
             storage_filesystem=job.storage.fs,
-            failure_config=ray.train.FailureConfig(max_failures=0),
+            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
         ),
     )
     try:
@@ -146,6 +148,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     job: _Job = config["job"]
     context = ray.train.get_context()
     device = prepare(job.pool.threads, job.pool.gpus_per_worker)
+    if device.type == "cuda":
+        device = ray.train.torch.get_device()  # Ray Train shows every worker all GPUs of its node
     source: Source = ray.get(job.source)
     train, validation = source.train.read(), source.validation.read()
     for base in job.bases[context.get_world_rank() :: context.get_world_size()]:

@@ -40,4 +40,4 @@ def without_lines(mark: bytes) -> Iterator[None]:
         sys.stderr.flush()
         os.dup2(restore, 2)  # closes the pipe's last writer, which ends the thread
         os.close(restore)
-        thread.join()
+        thread.join(timeout=5)  # a child process may have inherited the pipe

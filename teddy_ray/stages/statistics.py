@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import numpy.typing as npt
 import ray
 import ray.data
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayTaskError, UserCodeException
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 
 from teddy_ray.augment import apply_boxes, draw_boxes
 from teddy_ray.device import prepare
@@ -23,6 +24,7 @@ from teddy_ray.plan import Plan
 from teddy_ray.randomness import generator
 from teddy_ray.recipe import Recipe
 from teddy_ray.sources import Source
+from teddy_ray.stages.dispatch import own_error
 from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.quiet import RESTARTABLE_ACTOR, without_lines
 from teddy_ray.stages.session import Session
@@ -98,8 +100,8 @@ def _rows(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     try:
         with without_lines(RESTARTABLE_ACTOR):
             yield from dataset.iter_rows()
-    except RayTaskError as error:
-        raise error.cause or error from None
+    except (RayTaskError, UserCodeException) as error:
+        raise own_error(error, "statistics", "a chunk of the data") from None
 
 
 def _read_chunk(batch: dict[str, Any], source: ray.ObjectRef[Source], recipe: Recipe) -> dict[str, Any]:
@@ -116,10 +118,14 @@ class _TakeMoments:
     """Holds the members on its device; chunk in, packed partial moments out. Keeps nothing between chunks."""
 
     def __init__(self, plan: Plan, storage: Storage) -> None:
-        part = plan.recipe.statistics
+        part, self._plan, self._storage = plan.recipe.statistics, plan, storage
         self._augmented, self._num_classes = part.view == "augmented", len(plan.data.classes)
         self._device = prepare(part.threads, part.gpus_per_worker)
-        self._models = [model.to(self._device) for model in load_members(plan, storage, plan.members)]
+
+    @cached_property
+    def _models(self) -> list[nn.Module]:
+        # loaded by the first chunk: Ray hides the cause of an error in a constructor
+        return [model.to(self._device) for model in load_members(self._plan, self._storage, self._plan.members)]
 
     @torch.inference_mode()
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import ray
 import torch
 
-from teddy_ray.device import describe, prepare
+from teddy_ray.device import describe, prepare, versions
 from teddy_ray.plan import ImageSet, Plan, Unit
 from teddy_ray.randomness import generator
 from teddy_ray.sources import Images, Source
@@ -62,27 +62,30 @@ def run(session: Session) -> None:
             ],
             "images": plan.num_images,
             "images_steps_per_s": plan.num_images * part.steps / worker_seconds,
-            "device": next(iter(manifests.values()))["device"],
+            "device": ", ".join(sorted({manifest["device"] for manifest in manifests.values()})),
+            "versions": versions(),
             "seconds": time.monotonic() - started,
             "worker_seconds": worker_seconds,
         }
 
 
-def read_set(plan: Plan, source: Source, storage: Storage, images: ImageSet) -> npt.NDArray[np.uint8]:
-    """The 8-bit images of a set, (n c h w), ordered by class, then slot."""
+def read_set(plan: Plan, source: Source, storage: Storage, images: ImageSet, rows: range) -> npt.NDArray[np.uint8]:
+    """The 8-bit images of some rows of a set, (n c h w). Rows are ordered by class, then slot."""
     per_class = plan.recipe.synthesis.images_per_class
+    classes = range(rows[0] // per_class, rows[-1] // per_class + 1)
+    offset = classes.start * per_class
     if images.draw is not None:
-        rows = [
-            draw_real(source.train, label, per_class, "random", images.draw) for label in range(len(source.classes))
-        ]
-        return source.train.read(np.concatenate(rows))
+        draws = [draw_real(source.train, label, per_class, "random", images.draw) for label in classes]
+        return source.train.read(np.concatenate(draws)[rows.start - offset : rows.stop - offset])
     size = plan.recipe.data.image_size
     pixels = np.empty((len(plan.data.classes), per_class, plan.recipe.data.channels, size, size), dtype=np.uint8)
     for unit in plan.units():
+        if unit.classes.start >= classes.stop or unit.classes.stop <= classes.start:
+            continue
         block = storage.open("unit", unit.fingerprint).tensors("images.safetensors")["images"].numpy()
         shape = (len(unit.classes), len(unit.slots), *block.shape[1:])
-        pixels[unit.classes[0] : unit.classes[-1] + 1, unit.slots[0] : unit.slots[-1] + 1] = block.reshape(shape)
-    return pixels.reshape(-1, *pixels.shape[2:])
+        pixels[unit.classes.start : unit.classes.stop, unit.slots.start : unit.slots.stop] = block.reshape(shape)
+    return pixels.reshape(-1, *pixels.shape[2:])[rows.start : rows.stop]
 
 
 def draw_real(images: Images, label: int, num: int, *key: str | int) -> npt.NDArray[np.intp]:
