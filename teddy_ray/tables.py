@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from teddy_ray.plan import Plan
@@ -32,11 +33,11 @@ def verdict(summary: Summary) -> str:
     points = f"{100 * gain:+.1f} points against random real images under equal labels, at {steps}"
     if distilled.std is None or random.std is None:
         return f"Distilled: {points}. One seed allows no judgement; give evaluation.seeds several."
-    noise = max(distilled.std, random.std)
+    noise = 2 * math.sqrt(distilled.std**2 / distilled.n + random.std**2 / random.n)
     if gain > noise:
         return f"Distilled: {points}."
     judgement = "no better" if gain >= -noise else "worse"
-    return f"Distilled: {points}. That is {judgement} than the control: one standard deviation is {100 * noise:.1f}."
+    return f"Distilled: {points}. That is {judgement} than the control: two standard errors are {100 * noise:.1f}."
 
 
 def images_of(row: str, summary: Summary) -> int:

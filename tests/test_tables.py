@@ -24,7 +24,7 @@ def summary(distilled, random):
     ("distilled", "random", "says"),
     [
         ([0.91, 0.90, 0.92], [0.81, 0.80, 0.82], "+10.0 points"),
-        ([0.91, 0.90, 0.92], [0.89, 0.91, 0.93], "no better than the control"),
+        ([0.91, 0.90, 0.92], [0.89, 0.91, 0.93], "no better than the control: two standard errors are"),
         ([0.81, 0.80, 0.82], [0.91, 0.90, 0.92], "worse than the control"),
         ([0.91], [0.90], "One seed allows no judgement"),
     ],
