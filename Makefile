@@ -34,6 +34,7 @@ clean:  ## the environment; never artifacts/ or runs/
 	$(PYTHON) -m venv .venv
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing into .venv: two to three minutes, 6.5 GB (PyTorch's default build brings its CUDA libraries)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $@
 

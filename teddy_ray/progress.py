@@ -44,7 +44,7 @@ class Bar:
     def _say(self, done: float, note: str) -> None:
         self._spoke = time.monotonic()
         elapsed = self._spoke - self._started
-        remaining = f", about {elapsed * (self._total - done) / done:.0f} s left" if done > 0 else ""
+        remaining = f", about {elapsed * (self._total - done) / done:.0f} s left" if done >= 1 else ""
         tail = f", {note}" if note else ""
         print(
             f"{self._stage:<10} {done:.1f}/{self._total} {self._what}, {elapsed:.0f} s{remaining}{tail}",

@@ -328,6 +328,8 @@ def _to_problem(detail: Any) -> Problem:
     key = ".".join(str(piece) for piece in detail["loc"] if not str(piece).startswith(("literal[", "constrained-")))
     if detail["type"] == "extra_forbidden":
         return Problem(key, detail["input"], _closest_key(detail["loc"]))
+    if detail["type"] == "tuple_type":
+        return Problem(key, detail["input"], f"should be a list, such as [{detail['input']}]")
     if detail["type"] == "missing":
         return Problem(key, None, "this key is required")
     message = detail["msg"][0].lower() + detail["msg"][1:]

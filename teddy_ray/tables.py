@@ -87,7 +87,7 @@ def results_table(summary: Summary, storage: Storage) -> str:
             f"{size['stored']:,} as stored",
             f"synthesis: {summary.synthesis['images_steps_per_s']:,.0f} images·steps/s per worker; {summary.device}",
             "",
-            _align([("stage", "seconds", "worker seconds", ""), *stages]),
+            _align([("stage", "seconds when computed", "worker seconds", "now"), *stages]),
             "",
             f"report: {storage.display(f'runs/{summary.name}/{REPORT}')}",
             f"data:   {storage.display(f'runs/{summary.name}/{DISTILLED}')}",

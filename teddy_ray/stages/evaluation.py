@@ -29,7 +29,7 @@ def run(session: Session) -> None:
     """Label the controls, train the students that are not there yet, publish the table's rows."""
     started = time.monotonic()
     plan, storage, part = session.plan, session.storage, session.recipe.evaluation
-    label_sets(session, [images for images in plan.random_sets if "random_soft" in part.controls])
+    label_sets(session, [images for images in plan.random_sets if "random_soft" in part.controls], "controls")
     missing = [run for run in plan.students if not storage.has("student", run.fingerprint)]
     if missing:
         session.start()

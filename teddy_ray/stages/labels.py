@@ -26,11 +26,11 @@ from teddy_ray.storage import Storage
 
 def run(session: Session) -> None:
     """Label the distilled set."""
-    label_sets(session, [session.plan.distilled])
+    label_sets(session, [session.plan.distilled], "labels")
 
 
-def label_sets(session: Session, sets: Sequence[ImageSet]) -> None:
-    """Label the shards that are not there yet, then publish each set's list of shards."""
+def label_sets(session: Session, sets: Sequence[ImageSet], title: str) -> None:
+    """Label the shards that are not there yet, then publish each set's list of shards. title: for the progress."""
     started = time.monotonic()
     plan, storage, part = session.plan, session.storage, session.recipe.labels
     shards = {shard: images for images in sets for shard in plan.shards(images)}
@@ -45,7 +45,7 @@ def label_sets(session: Session, sets: Sequence[ImageSet]) -> None:
             submit=lambda worker, shard: worker.label.remote(shard, shards[shard]),
             num_workers=session.workers(part, at_most=len(missing)),
         )
-        with session.progress.stage("labels", len(missing), "files") as bar:
+        with session.progress.stage(title, len(missing), "files to label") as bar:
             for _ in dispatcher.run(missing, bar, session.board):
                 pass
     for images in sets:

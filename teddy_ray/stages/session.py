@@ -62,7 +62,7 @@ class Session:
             return
         self._connected = True
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns that this will be its default
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         address = cluster_address(self.recipe)
         with _signals_kept():
