@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from conftest import NEEDS, Run, content_hashes, copy_artifacts, open_session, tiny
+from conftest import NEEDS, Run, content_hashes, copy_artifacts, open_session, processes, tiny
 
 from teddy_ray.errors import InputError, StageError
 from teddy_ray.progress import Progress
@@ -130,6 +130,15 @@ def test_other_stages_survive_a_killed_worker(
         assert made.items() <= content_hashes(finished.folder, kind).items()
 
 
+WORKERS = {
+    "pool": "ray::RayTrainWorker",
+    "statistics": "ray::MapWorker",
+    "synthesis": "ray::Synthesiser",
+    "labels": "ray::Labeller",
+    "evaluation": "ray::_train",
+}
+"""Titles of the processes that do a stage's work."""
+
 SLOW = [pytest.param(stage, signal.SIGINT, marks=pytest.mark.slow) for stage in NEEDS if stage != "synthesis"]
 
 
@@ -149,7 +158,10 @@ def test_an_interrupt_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, st
     for line in driver.stderr:
         if line.startswith(f"{stage} ") and "0.0/" in line:
             break
-    time.sleep(6)  # workers are up or nearly so
+    deadline = time.monotonic() + 60
+    while not set(processes(WORKERS[stage])) & set(_descendants(mark)):
+        assert time.monotonic() < deadline, "no worker of the stage came up"
+        time.sleep(0.02)
     started = time.monotonic()
     if how == signal.SIGINT:
         os.killpg(driver.pid, how)  # as a terminal does
