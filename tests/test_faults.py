@@ -18,11 +18,10 @@ import ray
 from conftest import NEEDS, Run, content_hashes, copy_artifacts, open_session, processes, tiny
 
 from teddy_ray.errors import InputError, StageError
-from teddy_ray.progress import Progress
 from teddy_ray.recipe import dump_recipe
 from teddy_ray.stages import statistics, synthesis
-from teddy_ray.stages.board import Board
 from teddy_ray.stages.dispatch import Dispatcher
+from teddy_ray.stages.executor import RayExecutor
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,10 @@ def test_more_workers_than_the_cluster_holds_end_all_the_same(shared_ray: None) 
             return item
 
     actor = ray.remote(num_cpus=3)(Echo)
-    dispatcher = Dispatcher[Word](
-        "test",
-        start_worker=actor.remote,
-        submit=lambda worker, word: worker.say.remote(word.name),
-        num_workers=2,
-    )
+    executor = RayExecutor[Word](actor.remote, lambda worker, word: worker.say.remote(word.name))
+    dispatcher = Dispatcher[Word]("test", executor, num_workers=2)
     words = [Word("a"), Word("b"), Word("c")]
-    with Progress(open(os.devnull, "w")).stage("test", 3, "words") as bar:
-        said = {result for _, result in dispatcher.run(words, bar, Board())}
-    assert said == {"a", "b", "c"}
+    assert {result for _, result in dispatcher.run(words)} == {"a", "b", "c"}
 
 
 def test_errors_of_the_work_are_told_from_lost_workers(shared_ray: None) -> None:
@@ -99,17 +92,10 @@ def test_errors_of_the_work_are_told_from_lost_workers(shared_ray: None) -> None
             raise OSError(28, "No space left on device")
 
     actor = ray.remote(num_cpus=1)(Broken)
-    dispatcher = Dispatcher[Word](
-        "test",
-        start_worker=actor.remote,
-        submit=lambda worker, word: worker.work.remote(word.name),
-        num_workers=1,
-    )
-    with (
-        Progress(open(os.devnull, "w")).stage("test", 1, "words") as bar,
-        pytest.raises(StageError, match=r"(?s)^test: a: .*in work.*No space left on device"),
-    ):
-        list(dispatcher.run([Word("a")], bar, Board()))
+    executor = RayExecutor[Word](actor.remote, lambda worker, word: worker.work.remote(word.name))
+    dispatcher = Dispatcher[Word]("test", executor, num_workers=1)
+    with pytest.raises(StageError, match=r"(?s)^test: a: .*in work.*No space left on device"):
+        list(dispatcher.run([Word("a")]))
 
 
 @pytest.mark.slow

@@ -1,20 +1,19 @@
-"""Hands items to actors as they become free; does again what was lost with its worker."""
+"""Which item is handed to which worker, and what is done about a lost one. Knows workers only by an `Executor`."""
 
 from __future__ import annotations
 
+import heapq
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
-
-import ray
-from ray.exceptions import RayActorError, RayTaskError
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from teddy_ray.errors import InputError, StageError
-from teddy_ray.progress import Bar
-from teddy_ray.stages.board import Board
 
 MAX_ATTEMPTS = 5
+LOOK_AHEAD = 4
+"""Items put off, per worker, because one of their exclusive key runs."""
 POLL_S = 0.5
 
 
@@ -26,14 +25,48 @@ class Item(Protocol):
 
 
 T = TypeVar("T", bound=Item)
+T_contra = TypeVar("T_contra", bound=Item, contravariant=True)
 
 
-def result_of(reference: ray.ObjectRef[Any], stage: str, item: str) -> Any:
-    """The result of a task. An error of the work itself comes as InputError or StageError, never as Ray's wrapping."""
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        raise own_error(error, stage, item) from None
+@dataclass(frozen=True)
+class Done:
+    """The item is finished."""
+
+    result: Any
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The work itself raised an error."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The worker went, and the item with it: it died, ran out of memory, or never came up."""
+
+    reason: str
+    why: Literal["worker", "memory", "setup"] = "worker"
+
+
+Outcome = Done | Failed | Lost
+
+
+class Executor(Protocol[T_contra]):
+    """Where workers live. Each has a number and one item at a time."""
+
+    def start(self) -> int:
+        """A new worker. Need not be up yet."""
+
+    def submit(self, worker: int, item: T_contra) -> None:
+        """Give an item to a worker that has none."""
+
+    def wait(self, timeout_s: float) -> Iterable[tuple[int, Outcome]]:
+        """The items that have ended since the last call, by worker. Waits for the first of them."""
+
+    def stop(self, worker: int) -> None:
+        """End a worker, whatever it does."""
 
 
 def own_error(error: BaseException, stage: str, item: str) -> InputError | StageError:
@@ -48,76 +81,120 @@ def own_error(error: BaseException, stage: str, item: str) -> InputError | Stage
 
 @dataclass
 class Dispatcher(Generic[T]):
-    """Runs items on at most `num_workers` actors and yields (item, result) as they finish.
+    """Runs items on at most `num_workers` workers and yields (item, result) as they finish.
 
-    start_worker: makes an actor. submit: hands it an item, gives the reference of its result.
     exclusive: a key that no two running items may share, such as the classes of a unit.
+    memory_remedy: what to do, as an imperative, where an item needs more memory than there is.
     An error of the item's own ends the dispatch; an item lost with its worker is done again, MAX_ATTEMPTS at most.
-    Memory is that of the items under way and a few put off, however many there are.
+    Memory is that of the items under way and a few put off, however many there are: nothing is handed out while
+    results are not taken.
     """
 
     stage: str
-    start_worker: Callable[[], Any]
-    submit: Callable[[Any, T], ray.ObjectRef[Any]]
+    executor: Executor[T]
     num_workers: int
     exclusive: Callable[[T], Hashable] = lambda item: item.name
-    _running: dict[ray.ObjectRef[Any], tuple[Any, T]] = field(init=False, default_factory=dict)
-    _idle: list[Any] = field(init=False, default_factory=list)
-    _put_off: deque[T] = field(init=False, default_factory=deque)
-    _attempts: dict[str, int] = field(init=False, default_factory=dict)
+    memory_remedy: str = "give each worker more memory"
+    clock: Callable[[], float] = time.monotonic
 
-    def run(self, items: Iterable[T], bar: Bar, board: Board) -> Iterator[tuple[T, Any]]:
-        source = iter(items)
-        num_done = 0
+    def run(
+        self, items: Iterable[T], report: Callable[[int, list[str]], None] = lambda num_done, running: None
+    ) -> Iterator[tuple[T, Any]]:
+        """report: told now and then how many items are done and the names of those that run."""
+        queue = _Queue(items, self.exclusive, look_ahead=LOOK_AHEAD * self.num_workers)
+        running: dict[int, _Task[T]] = {}
+        idle: list[int] = []
+        num_done, reported = 0, self.clock()
         try:
             while True:
-                while self._num_workers_free() and (item := self._next(source)) is not None:
-                    worker = self._idle.pop() if self._idle else self.start_worker()
-                    self._running[self.submit(worker, item)] = worker, item
-                if not self._running:
+                while len(running) < self.num_workers and (task := queue.take()) is not None:
+                    worker = idle.pop() if idle else self.executor.start()
+                    running[worker] = task
+                    self.executor.submit(worker, task.item)
+                while idle:  # there is nothing to hand out: what they hold may be what another one waits for
+                    self.executor.stop(idle.pop())
+                if not running:
                     return
-                while self._idle:  # there is nothing to hand out: what they hold may be what another one waits for
-                    ray.kill(self._idle.pop())
-                done, _ = ray.wait(list(self._running), timeout=POLL_S)
-                for reference in done:
-                    worker, item = self._running.pop(reference)
-                    try:
-                        result = result_of(reference, self.stage, item.name)
-                    except RayActorError as error:
-                        self._retry(item, error)
-                        ray.kill(worker)  # unreachable is not dead
-                        continue
-                    self._idle.append(worker)
-                    self._attempts.pop(item.name, None)
-                    num_done += 1
-                    yield item, result
-                share, note = board.read([item.name for _, item in self._running.values()])
-                bar.update(num_done + share, note)
+                finished = []
+                for worker, outcome in self.executor.wait(POLL_S):
+                    task = running[worker]
+                    if isinstance(outcome, Done):
+                        queue.release(task)
+                        idle.append(worker)
+                        finished.append((task.item, outcome.result))
+                    else:
+                        self._check_worth_another(task, outcome)
+                        queue.put_back(task)
+                        self.executor.stop(worker)  # unreachable is not dead
+                    del running[worker]
+                num_done += len(finished)
+                if self.clock() - reported >= POLL_S:
+                    reported = self.clock()
+                    report(num_done, [task.item.name for task in running.values()])
+                yield from finished
         finally:
-            for worker in [*self._idle, *(worker for worker, _ in self._running.values())]:
-                ray.kill(worker)
+            for worker in [*idle, *running]:
+                self.executor.stop(worker)
 
-    def _num_workers_free(self) -> int:
-        return self.num_workers - len(self._running)
+    def _check_worth_another(self, task: _Task[T], outcome: Failed | Lost) -> None:
+        """Raises the error that ends the dispatch, where doing the item again would not help."""
+        name = task.item.name
+        if isinstance(outcome, Failed):
+            raise own_error(outcome.error, self.stage, name) from None
+        if outcome.why == "memory":
+            raise StageError(self.stage, name, f"out of memory; {self.memory_remedy} ({outcome.reason})")
+        if outcome.why == "setup":
+            raise StageError(self.stage, name, f"its worker could not be set up: {outcome.reason}")
+        if task.attempts >= MAX_ATTEMPTS:
+            reason = f"lost with its worker {MAX_ATTEMPTS} times; the last time: {outcome.reason}"
+            raise StageError(self.stage, name, reason)
 
-    def _next(self, source: Iterator[T]) -> T | None:
-        """The first item whose exclusive key is free, looking ahead no further than a few items per worker."""
-        busy = {self.exclusive(item) for _, item in self._running.values()}
-        for index, item in enumerate(self._put_off):
-            if self.exclusive(item) not in busy:
-                del self._put_off[index]
-                return item
-        while len(self._put_off) < 4 * self.num_workers and (fresh := next(source, None)) is not None:
-            if self.exclusive(fresh) not in busy:
-                return fresh
-            self._put_off.append(fresh)
+
+@dataclass(order=True, slots=True)
+class _Task(Generic[T]):
+    position: int
+    item: T = field(compare=False)
+    key: Hashable = field(compare=False)
+    attempts: int = field(compare=False, default=0)
+
+
+class _Queue(Generic[T]):
+    """The items not handed out yet, the oldest first among those whose key is free.
+
+    A key is taken from when an item of it is handed out until none of it waits: the next in line inherits it.
+    """
+
+    def __init__(self, items: Iterable[T], key: Callable[[T], Hashable], *, look_ahead: int) -> None:
+        self._source, self._key, self._look_ahead = enumerate(items), key, look_ahead
+        self._ready: list[_Task[T]] = []  # a heap; each holds its key
+        self._put_off: dict[Hashable, deque[_Task[T]]] = {}  # for each key that is taken, who waits for it
+        self._num_put_off = 0
+
+    def take(self) -> _Task[T] | None:
+        """The next item, None where every one within sight has to wait for its key."""
+        task = heapq.heappop(self._ready) if self._ready else self._fresh()
+        if task is not None:
+            task.attempts += 1
+        return task
+
+    def release(self, task: _Task[T]) -> None:
+        """A task taken is finished."""
+        if waiting := self._put_off[task.key]:
+            heapq.heappush(self._ready, waiting.popleft())
+            self._num_put_off -= 1
+        else:
+            del self._put_off[task.key]
+
+    def put_back(self, task: _Task[T]) -> None:
+        """A task taken has to be done again."""
+        heapq.heappush(self._ready, task)
+
+    def _fresh(self) -> _Task[T] | None:
+        while self._num_put_off < self._look_ahead and (fresh := next(self._source, None)) is not None:
+            task = _Task(*fresh, self._key(fresh[1]))
+            if task.key not in self._put_off:
+                self._put_off[task.key] = deque()
+                return task
+            self._put_off[task.key].append(task)
+            self._num_put_off += 1
         return None
-
-    def _retry(self, item: T, error: RayActorError) -> None:
-        attempts = self._attempts.get(item.name, 1)
-        if error.actor_init_failed:
-            raise StageError(self.stage, item.name, f"its worker could not be set up: {error}")
-        if attempts == MAX_ATTEMPTS:
-            raise StageError(self.stage, item.name, f"lost with its worker {attempts} times; the last time: {error}")
-        self._attempts[item.name] = attempts + 1
-        self._put_off.appendleft(item)

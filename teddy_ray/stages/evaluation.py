@@ -16,7 +16,7 @@ from teddy_ray.plan import Plan, StudentRun
 from teddy_ray.records import Score
 from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
-from teddy_ray.stages.dispatch import result_of
+from teddy_ray.stages.executor import result_of
 from teddy_ray.stages.labels import label_sets, read_labelled, views_of
 from teddy_ray.stages.session import Session
 from teddy_ray.stages.synthesis import read_set
@@ -37,7 +37,7 @@ def run(session: Session) -> None:
         task = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)(_train)
         limit = session.workers(part, at_most=len(missing))
         with session.progress.stage("evaluation", len(missing), "students") as bar:
-            waiting, done = list(reversed(missing)), 0
+            waiting, done, show = list(reversed(missing)), 0, session.board.shown_on(bar)
             running: dict[ray.ObjectRef[None], StudentRun] = {}
             while waiting or running:
                 while waiting and len(running) < limit:
@@ -47,8 +47,7 @@ def run(session: Session) -> None:
                 for reference in finished:
                     result_of(reference, "evaluation", running.pop(reference).name)
                 done += len(finished)
-                share, note = session.board.read([student.name for student in running.values()])
-                bar.update(done + share, note)
+                show(done, [student.name for student in running.values()])
     manifests = [storage.open("student", run.fingerprint).manifest for run in plan.students]
     scores = [
         Score(

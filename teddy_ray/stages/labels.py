@@ -18,6 +18,7 @@ from teddy_ray.plan import ImageSet, Plan, Shard
 from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import Dispatcher
+from teddy_ray.stages.executor import RayExecutor
 from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.session import Session
 from teddy_ray.stages.synthesis import read_set
@@ -41,12 +42,14 @@ def label_sets(session: Session, sets: Sequence[ImageSet], title: str) -> None:
         actor = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)(Labeller)
         dispatcher = Dispatcher[Shard](
             "labels",
-            start_worker=lambda: actor.remote(*settings),
-            submit=lambda worker, shard: worker.label.remote(shard, shards[shard]),
+            RayExecutor(
+                lambda: actor.remote(*settings), lambda worker, shard: worker.label.remote(shard, shards[shard])
+            ),
             num_workers=session.workers(part, at_most=len(missing)),
+            memory_remedy="lower labels.batch_size or labels.images_per_file, or run fewer workers per node",
         )
         with session.progress.stage(title, len(missing), "files to label") as bar:
-            for _ in dispatcher.run(missing, bar, session.board):
+            for _ in dispatcher.run(missing, session.board.shown_on(bar)):
                 pass
     for images in sets:
         manifests = [storage.open("shard", shard.fingerprint).manifest for shard in plan.shards(images)]

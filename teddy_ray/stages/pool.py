@@ -24,7 +24,7 @@ from teddy_ray.progress import Bar
 from teddy_ray.recipe import Pool
 from teddy_ray.sources import Images, Source
 from teddy_ray.stages.board import Poster
-from teddy_ray.stages.dispatch import result_of
+from teddy_ray.stages.executor import result_of
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 
@@ -100,8 +100,9 @@ def _train(session: Session, bases: Sequence[Base], bar: Bar, *, last_attempt: b
     # As a task, for Ray Train takes over Ctrl-C where it runs, and leaves the driver no time to show progress.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     task = ray.remote(_fit).options(num_cpus=0, max_retries=0, scheduling_strategy=here).remote(job, num_workers)
+    show = session.board.shown_on(bar)
     while not ray.wait([task], timeout=0.5)[0]:
-        bar.update(*session.board.read([base.name for base in bases]))
+        show(0, [base.name for base in bases])
     names = ", ".join(base.name for base in bases)
     failures = result_of(task, "pool", names)
     # A failure of the work itself ends the run; a lost worker is replaced, and bases it had published stay.

@@ -17,6 +17,7 @@ from teddy_ray.randomness import generator
 from teddy_ray.sources import Images, Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import Dispatcher
+from teddy_ray.stages.executor import RayExecutor
 from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.session import Session
 from teddy_ray.stages.statistics import load_moments
@@ -38,14 +39,14 @@ def run(session: Session) -> None:
         actor = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)(Synthesiser)
         dispatcher = Dispatcher[Unit](
             "synthesis",
-            start_worker=lambda: actor.remote(*settings),
-            submit=lambda worker, unit: worker.optimise.remote(unit),
+            RayExecutor(lambda: actor.remote(*settings), lambda worker, unit: worker.optimise.remote(unit)),
             num_workers=session.workers(part, at_most=num_missing),
             exclusive=lambda unit: unit.classes[0],
+            memory_remedy="lower synthesis.slots_per_unit or synthesis.classes_per_unit, or run fewer workers per node",
         )
         with session.progress.stage("synthesis", num_missing, "units") as bar:
             missing = (unit for unit in plan.units() if not storage.has("unit", unit.fingerprint))
-            for _ in dispatcher.run(missing, bar, session.board):
+            for _ in dispatcher.run(missing, session.board.shown_on(bar)):
                 pass
     manifests = {unit: storage.open("unit", unit.fingerprint).manifest for unit in plan.units()}
     worker_seconds = sum(manifest["seconds"] for manifest in manifests.values())
