@@ -25,6 +25,7 @@ format: .venv/installed-dev
 
 bench: .venv/installed-dev  ## prints ratios; tests/benchmarks/RESULTS.md keeps them
 	$(BIN)/python tests/benchmarks/bench_synthesis.py
+	$(BIN)/python tests/benchmarks/bench_dispatch.py
 
 clean:  ## the environment; never artifacts/ or runs/
 	rm -rf .venv

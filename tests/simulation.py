@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import heapq
+import random
+import time
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from teddy_ray.stages.dispatch import Done, Lost, Outcome
+from teddy_ray.stages.dispatch import Dispatcher, Done, Lost, Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,22 +22,14 @@ class Block:
     size_s: float
 
 
-def blocks(num_groups: int, num_slots: int, *, sizes_s: tuple[float, float] = (50.0, 150.0)) -> Iterator[Block]:
+def blocks(num_groups: int, num_slots: int) -> Iterator[Block]:
     """In the order of a plan: slots outer, groups inner."""
-    low, high = sizes_s
+    rng = random.Random("sizes")
     for slot in range(num_slots):
         for group in range(num_groups):
             position = slot * num_groups + group
-            size_s = low + (high - low) * uniform("size", position)
+            size_s = rng.uniform(50, 150)
             yield Block(f"classes {group} slots {slot}", position, group, size_s)
-
-
-def uniform(kind: str, counter: int) -> float:
-    """The counter's own number in [0, 1), whatever was drawn before (splitmix64)."""
-    x = (counter + sum(kind.encode()) * 0x9E3779B97F4A7C15 + 1) * 0x9E3779B97F4A7C15 & (1 << 64) - 1
-    x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9 & (1 << 64) - 1
-    x = (x ^ x >> 27) * 0x94D049BB133111EB & (1 << 64) - 1
-    return (x ^ x >> 31) / 2**64
 
 
 @dataclass
@@ -61,14 +56,14 @@ class SimulatedCluster:
     blocked_s: float = 0.0
     num_lost: int = 0
     num_started: int = 0
-    max_waits: int = 0
-    finished: bytearray = field(init=False)  # times each block was finished
+    finished: bytearray = field(init=False)  # how often, of each block
     submitted: bytearray = field(init=False)
     _left: list[int] = field(init=False)  # of each group: blocks neither finished nor running
     _running: dict[int, Block] = field(init=False, default_factory=dict)
     _groups: set[int] = field(init=False, default_factory=set)
     _ends: list[tuple[float, int, bool]] = field(init=False, default_factory=list)
-    _num_submitted: int = field(init=False, default=0)
+    _speeds: dict[int, float] = field(init=False, default_factory=dict)
+    _rng: random.Random = field(init=False, default_factory=lambda: random.Random("cluster"))
 
     def __post_init__(self) -> None:
         self.finished, self.submitted = (bytearray(self.num_groups * self.num_slots) for _ in range(2))
@@ -78,6 +73,7 @@ class SimulatedCluster:
 
     def start(self) -> int:
         self.num_started += 1
+        self._speeds[self.num_started] = self._rng.uniform(1, 4)
         return self.num_started
 
     def submit(self, worker: int, item: Block) -> None:
@@ -90,11 +86,10 @@ class SimulatedCluster:
         self._left[item.group] -= 1
         self._num_left -= 1
         self.submitted[item.position] += 1
-        self._num_submitted += 1
-        seconds = item.size_s / (1 + 3 * uniform("speed", worker))
-        lost = uniform("lost", self._num_submitted) < self.lost_frac
+        seconds = item.size_s / self._speeds[worker]
+        lost = self._rng.random() < self.lost_frac
         if lost:
-            seconds *= uniform("when", self._num_submitted)
+            seconds *= self._rng.random()
         self.busy_s += seconds
         heapq.heappush(self._ends, (self.now + seconds, worker, lost))
 
@@ -117,6 +112,7 @@ class SimulatedCluster:
 
     def stop(self, worker: int) -> None:
         assert worker not in self._running
+        del self._speeds[worker]
 
     def clock(self) -> float:
         return self.now
@@ -127,3 +123,38 @@ class SimulatedCluster:
             self.idle_s += idle * (to - self.now)
             self.blocked_s += (idle - min(idle, self._num_open)) * (to - self.now)
         self.now = to
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A finished run. wall_s: real time, that of the simulation included; peak_bytes: of all that the run allocated."""
+
+    cluster: SimulatedCluster
+    results: int
+    wall_s: float
+    peak_bytes: int
+
+    @property
+    def idle_frac(self) -> float:
+        return self.cluster.idle_s / self.cluster.busy_s
+
+
+def simulate(num_groups: int, num_slots: int, num_workers: int, *, traced: bool = False) -> Simulated:
+    """Dispatch every block. traced: measure the memory too, at eight times the wall time."""
+    cluster = SimulatedCluster(num_workers, num_groups, num_slots)
+    dispatcher = Dispatcher[Block](
+        "simulation", cluster, num_workers, exclusive=lambda block: block.group, clock=cluster.clock
+    )
+    if traced:
+        tracemalloc.start()
+    started = time.perf_counter()
+    results = 0
+    for block, position in dispatcher.run(blocks(num_groups, num_slots)):
+        assert position == block.position
+        results += 1
+    wall_s = time.perf_counter() - started
+    peak_bytes = 0
+    if traced:
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return Simulated(cluster, results, wall_s, peak_bytes)

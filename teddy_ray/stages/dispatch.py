@@ -103,16 +103,21 @@ class Dispatcher(Generic[T]):
         """report: told now and then how many items are done and the names of those that run."""
         queue = _Queue(items, self.exclusive, look_ahead=LOOK_AHEAD * self.num_workers)
         running: dict[int, _Task[T]] = {}
-        idle: list[int] = []
+        idle: dict[int, Hashable] = {}  # the key that each had last
         num_done, reported = 0, self.clock()
         try:
             while True:
-                while len(running) < self.num_workers and (task := queue.take()) is not None:
-                    worker = idle.pop() if idle else self.executor.start()
+                while len(running) < self.num_workers:
+                    last, key = next(reversed(idle.items()), (None, None))
+                    if (task := queue.take(after=key)) is None:
+                        break
+                    worker = self.executor.start() if last is None else last
                     running[worker] = task
+                    idle.pop(worker, None)
                     self.executor.submit(worker, task.item)
-                while idle:  # there is nothing to hand out: what they hold may be what another one waits for
-                    self.executor.stop(idle.pop())
+                for worker in idle:  # there is nothing to hand out: what they hold may be what another one waits for
+                    self.executor.stop(worker)
+                idle.clear()
                 if not running:
                     return
                 finished = []
@@ -120,7 +125,7 @@ class Dispatcher(Generic[T]):
                     task = running[worker]
                     if isinstance(outcome, Done):
                         queue.release(task)
-                        idle.append(worker)
+                        idle[worker] = task.key
                         finished.append((task.item, outcome.result))
                     else:
                         self._check_worth_another(task, outcome)
@@ -133,7 +138,7 @@ class Dispatcher(Generic[T]):
                     report(num_done, [task.item.name for task in running.values()])
                 yield from finished
         finally:
-            for worker in [*idle, *running]:
+            for worker in {*idle, *running}:
                 self.executor.stop(worker)
 
     def _check_worth_another(self, task: _Task[T], outcome: Failed | Lost) -> None:
@@ -162,6 +167,7 @@ class _Queue(Generic[T]):
     """The items not handed out yet, the oldest first among those whose key is free.
 
     A key is taken from when an item of it is handed out until none of it waits: the next in line inherits it.
+    Ready ones come before fresh ones, so that keys advance at one pace and few items are put off.
     """
 
     def __init__(self, items: Iterable[T], key: Callable[[T], Hashable], *, look_ahead: int) -> None:
@@ -170,9 +176,16 @@ class _Queue(Generic[T]):
         self._put_off: dict[Hashable, deque[_Task[T]]] = {}  # for each key that is taken, who waits for it
         self._num_put_off = 0
 
-    def take(self) -> _Task[T] | None:
-        """The next item, None where every one within sight has to wait for its key."""
-        task = heapq.heappop(self._ready) if self._ready else self._fresh()
+    def take(self, after: Hashable) -> _Task[T] | None:
+        """The next item, None where every one within sight has to wait for its key.
+
+        after: the key that the worker had last. It gets another where there is one, or the slowest worker would keep
+        the key that lags behind because of it: at the end all others would wait for it.
+        """
+        task = self._next()
+        if task is not None and task.key == after and (other := self._next()) is not None:
+            heapq.heappush(self._ready, task)
+            task = other
         if task is not None:
             task.attempts += 1
         return task
@@ -189,7 +202,9 @@ class _Queue(Generic[T]):
         """A task taken has to be done again."""
         heapq.heappush(self._ready, task)
 
-    def _fresh(self) -> _Task[T] | None:
+    def _next(self) -> _Task[T] | None:
+        if self._ready:
+            return heapq.heappop(self._ready)
         while self._num_put_off < self._look_ahead and (fresh := next(self._source, None)) is not None:
             task = _Task(*fresh, self._key(fresh[1]))
             if task.key not in self._put_off:

@@ -1,0 +1,229 @@
+"""The dispatcher on simulated workers: every item once, whatever happens to them, at any scale."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count, islice
+
+import pytest
+import ray.exceptions
+from simulation import simulate
+
+from teddy_ray.errors import InputError, Problem, StageError
+from teddy_ray.stages import executor as executors
+from teddy_ray.stages.dispatch import LOOK_AHEAD, MAX_ATTEMPTS, POLL_S, Dispatcher, Done, Failed, Lost, Outcome
+from teddy_ray.stages.executor import outcome_of
+
+
+@dataclass(frozen=True)
+class Word:
+    """An item of work; its first letter is its exclusive key where a test wants one."""
+
+    name: str
+
+
+class Script:
+    """Workers that end their items in the order in which they got them, each as the script says, else well."""
+
+    def __init__(self, **script: list[Outcome]) -> None:
+        self.script, self.now, self.log = script, 0.0, list[str]()
+        self.alive, self.running = set[int](), dict[int, Word]()
+        self._numbers = count(1)
+
+    def start(self) -> int:
+        worker = next(self._numbers)
+        self.alive.add(worker)
+        self.log.append(f"start {worker}")
+        return worker
+
+    def submit(self, worker: int, item: Word) -> None:
+        assert worker in self.alive - self.running.keys()
+        self.running[worker] = item
+        self.log.append(f"{worker}: {item.name}")
+
+    def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
+        self.now += timeout_s
+        worker = next(iter(self.running))
+        name = self.running.pop(worker).name
+        outcomes = self.script.get(name)
+        return [(worker, outcomes.pop(0) if outcomes else Done(name.upper()))]
+
+    def stop(self, worker: int) -> None:
+        self.alive.remove(worker)
+        self.running.pop(worker, None)
+        self.log.append(f"stop {worker}")
+
+
+def words(text: str) -> list[Word]:
+    return [Word(name) for name in text.split()]
+
+
+def dispatcher(script: Script, num_workers: int) -> Dispatcher[Word]:
+    return Dispatcher(
+        "spelling",
+        script,
+        num_workers,
+        exclusive=lambda word: word.name[0],
+        memory_remedy="use shorter words",
+        clock=lambda: script.now,
+    )
+
+
+def test_a_hundred_thousand_units_on_512_unequal_workers() -> None:
+    """The simulation itself refuses two of a group at a time, and two items on a worker."""
+    small = simulate(num_groups=1_000, num_slots=5, num_workers=512, traced=True)
+    large = simulate(num_groups=1_000, num_slots=100, num_workers=512, traced=True)
+    for run, num_units in ((small, 5_000), (large, 100_000)):
+        cluster = run.cluster
+        assert cluster.finished == b"\x01" * num_units
+        assert run.results == num_units
+        assert cluster.num_lost > num_units / 200
+        assert sum(cluster.submitted) == num_units + cluster.num_lost
+        assert max(cluster.submitted) <= MAX_ATTEMPTS
+        assert cluster.idle_s == cluster.blocked_s, "an item that could be handed out never waited for it"
+    assert large.idle_frac < 0.005
+    assert large.peak_bytes < 1.5 * small.peak_bytes < 3e6
+
+
+def test_items_finish_on_no_more_workers_than_asked_for() -> None:
+    script = Script()
+    results = list(dispatcher(script, 2).run(words("a b c d e")))
+    assert [(word.name, result) for word, result in results] == [(name, name.upper()) for name in "abcde"]
+    assert script.log[:4] == ["start 1", "1: a", "start 2", "2: b"]
+    assert sum(line.startswith("start") for line in script.log) == 2
+    assert not script.alive
+
+
+def test_no_more_workers_start_than_there_are_items() -> None:
+    script = Script()
+    list(dispatcher(script, 8).run(words("a b")))
+    assert script.log[:4] == ["start 1", "1: a", "start 2", "2: b"]
+    assert "start 3" not in script.log
+    assert list(dispatcher(Script(), 8).run([])) == []
+
+
+def test_a_worker_with_nothing_to_do_is_let_go_while_others_work() -> None:
+    script = Script()
+    run = dispatcher(script, 2).run(words("a b"))
+    next(run), next(run)
+    assert script.log[-1] == "stop 1"
+
+
+def test_a_lost_item_is_done_again_before_later_ones_and_its_worker_stopped() -> None:
+    script = Script(a=[Lost("died")] * (MAX_ATTEMPTS - 1))
+    results = [word.name for word, _ in dispatcher(script, 1).run(words("a b"))]
+    assert results == ["a", "b"]
+    again = [
+        line for worker in range(1, MAX_ATTEMPTS) for line in (f"start {worker}", f"{worker}: a", f"stop {worker}")
+    ]
+    assert script.log == [*again, "start 5", "5: a", "5: b", "stop 5"]
+
+
+def test_an_item_lost_too_often_ends_the_run() -> None:
+    script = Script(b=[Lost("died"), Lost("died"), Lost("died"), Lost("died"), Lost("node gone")])
+    with pytest.raises(StageError, match=r"^spelling: b: lost with its worker 5 times; the last time: node gone$"):
+        list(dispatcher(script, 2).run(words("a b c")))
+    assert not script.alive
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (Failed(OSError("disk full")), "spelling: b: disk full"),
+        (Failed(StageError("spelling", "b, step 3", "not finite")), "spelling: b, step 3: not finite"),
+        (Lost("4 GB used", why="memory"), "spelling: b: out of memory; use shorter words (4 GB used)"),
+        (Lost("no GPU", why="setup"), "spelling: b: its worker could not be set up: no GPU"),
+    ],
+)
+def test_what_another_attempt_would_not_help_ends_the_run_at_once(outcome: Outcome, message: str) -> None:
+    script = Script(b=[outcome])
+    with pytest.raises(StageError) as caught:
+        list(dispatcher(script, 2).run(words("a b c d e f")))
+    assert str(caught.value) == message
+    assert sum(line.endswith(": b") for line in script.log) == 1
+    assert "1: d" not in script.log
+    assert not script.alive
+
+
+def test_an_error_of_the_input_is_found_under_its_wrapping() -> None:
+    wrapped = RuntimeError("in a worker")
+    wrapped.__cause__ = InputError([Problem("a.png", "?", "should be an image")])
+    with pytest.raises(InputError, match="should be an image"):
+        list(dispatcher(Script(a=[Failed(wrapped)]), 1).run(words("a")))
+
+
+def test_items_of_one_key_run_one_after_another_in_their_order() -> None:
+    script = Script(a1=[Lost("died")])
+    list(dispatcher(script, 3).run(words("a1 a2 a3 b1 a4 b2 c1 b3")))
+    order = [line.split()[-1] for line in script.log if ": " in line]
+    assert order[:3] == ["a1", "b1", "c1"]
+    assert [name for name in order if name[0] == "a"] == ["a1", "a1", "a2", "a3", "a4"]
+    assert [name for name in order if name[0] == "b"] == ["b1", "b2", "b3"]
+
+
+def test_a_worker_does_not_keep_the_key_that_lags_behind_it() -> None:
+    """It takes the other key that is there; the next worker takes the one that waits."""
+    script = Script()
+    list(dispatcher(script, 2).run(words("a1 b1 a2 c1 d1")))
+    assert script.log[2:] == ["start 2", "2: b1", "1: c1", "2: a2", "1: d1", "stop 2", "stop 1"]
+
+
+@pytest.mark.parametrize("key", ["a", "abcdefgh"])
+def test_items_are_drawn_only_as_workers_and_the_user_take_them(key: str) -> None:
+    drawn = 0
+
+    def endless() -> Iterator[Word]:
+        nonlocal drawn
+        for drawn in count(1):
+            yield Word(f"{key[drawn % len(key)]}{drawn}")
+
+    script = Script()
+    run = dispatcher(script, 2).run(endless())
+    assert len(list(islice(run, 100))) == 100
+    assert drawn <= 100 + 2 + 2 * LOOK_AHEAD
+    run.close()
+    assert not script.alive
+
+
+def test_the_report_tells_how_many_are_done_and_which_run() -> None:
+    script, told = Script(), []
+    list(
+        dispatcher(script, 2).run(
+            words("a b c"), lambda num_done, running: told.append((script.now, num_done, running))
+        )
+    )
+    assert told == [(POLL_S, 1, ["b"]), (2 * POLL_S, 2, ["c"]), (3 * POLL_S, 3, [])]
+
+
+def test_the_report_comes_once_per_interval() -> None:
+    script, told = Script(), []
+    slow = Dispatcher("spelling", script, 1, clock=lambda: script.now / 4)
+    list(slow.run(words("a b c d e f g h"), lambda num_done, running: told.append(num_done)))
+    assert told == [4, 8]
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (ray.exceptions.OutOfMemoryError("killed\n4 GB used\nTop 10:"), Lost("killed; 4 GB used", why="memory")),
+        (ray.exceptions.RayActorError(error_msg="died"), Lost("died")),
+        (ray.exceptions.ActorDiedError(), Lost("The actor died unexpectedly before finishing this task.")),
+        (ray.exceptions.RayActorError(error_msg="bad", actor_init_failed=True), Lost("bad", why="setup")),
+    ],
+)
+def test_losses_are_told_apart_by_ray_s_errors(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, outcome: Outcome
+) -> None:
+    def get(reference: object) -> None:
+        raise error
+
+    monkeypatch.setattr(executors.ray, "get", get)
+    assert outcome_of(None) == outcome
+
+
+def test_the_dispatcher_needs_no_ray() -> None:
+    code = "import sys, teddy_ray.stages.dispatch; print('ray' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
