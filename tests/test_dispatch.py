@@ -14,7 +14,7 @@ from simulation import simulate
 
 from teddy_ray.errors import InputError, Problem, StageError
 from teddy_ray.stages import executor as executors
-from teddy_ray.stages.dispatch import LOOK_AHEAD, MAX_ATTEMPTS, POLL_S, Dispatcher, Done, Failed, Lost, Outcome
+from teddy_ray.stages.dispatch import IDLE_S, LOOK_AHEAD, MAX_ATTEMPTS, POLL_S, Dispatcher, Done, Failed, Lost, Outcome
 from teddy_ray.stages.executor import outcome_of
 
 
@@ -110,6 +110,17 @@ def test_a_worker_with_nothing_to_do_is_let_go_while_others_work() -> None:
     run = dispatcher(script, 2).run(words("a b"))
     next(run), next(run)
     assert script.log[-1] == "stop 1"
+
+
+def test_a_worker_is_kept_while_items_wait_for_their_key_but_not_for_long() -> None:
+    """The other one may be waiting for what it holds."""
+    script = Script()
+    run = dispatcher(script, 2).run(words("b1 a1 a2 a3"))
+    next(run), next(run)
+    assert "stop 1" not in script.log
+    script.now += IDLE_S
+    assert next(run)[0].name == "a2"
+    assert "stop 1" in script.log
 
 
 def test_a_lost_item_is_done_again_before_later_ones_and_its_worker_stopped() -> None:

@@ -7,13 +7,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from teddy_ray.errors import InputError, StageError
 
 MAX_ATTEMPTS = 5
-LOOK_AHEAD = 4
-"""Items put off, per worker, because one of their exclusive key runs."""
+LOOK_AHEAD = 2
+"""Items put off, per worker, because one of their exclusive key runs. With more of them fast keys run ahead of slow
+ones, and where there are hardly more keys than workers all wait for those in the end."""
+IDLE_S = 10.0
+"""How long a worker is kept while every item within sight waits for its key: a new one takes its time to start."""
 POLL_S = 0.5
 
 
@@ -103,21 +106,23 @@ class Dispatcher(Generic[T]):
         """report: told now and then how many items are done and the names of those that run."""
         queue = _Queue(items, self.exclusive, look_ahead=LOOK_AHEAD * self.num_workers)
         running: dict[int, _Task[T]] = {}
-        idle: dict[int, Hashable] = {}  # the key that each had last
+        idle: dict[int, _Rest] = {}
         num_done, reported = 0, self.clock()
         try:
             while True:
                 while len(running) < self.num_workers:
-                    last, key = next(reversed(idle.items()), (None, None))
-                    if (task := queue.take(after=key)) is None:
+                    last = next(reversed(idle), None)
+                    if (task := queue.take(after=None if last is None else idle[last].key)) is None:
                         break
                     worker = self.executor.start() if last is None else last
                     running[worker] = task
                     idle.pop(worker, None)
                     self.executor.submit(worker, task.item)
-                for worker in idle:  # there is nothing to hand out: what they hold may be what another one waits for
+                # there is nothing for those left over: what they hold may be what another one waits for
+                patience_s = IDLE_S if queue.num_put_off else 0.0
+                for worker in [worker for worker, rest in idle.items() if self.clock() - rest.since >= patience_s]:
                     self.executor.stop(worker)
-                idle.clear()
+                    del idle[worker]
                 if not running:
                     return
                 finished = []
@@ -125,7 +130,7 @@ class Dispatcher(Generic[T]):
                     task = running[worker]
                     if isinstance(outcome, Done):
                         queue.release(task)
-                        idle[worker] = task.key
+                        idle[worker] = _Rest(task.key, self.clock())
                         finished.append((task.item, outcome.result))
                     else:
                         self._check_worth_another(task, outcome)
@@ -163,6 +168,13 @@ class _Task(Generic[T]):
     attempts: int = field(compare=False, default=0)
 
 
+class _Rest(NamedTuple):
+    """A worker without an item: the key that it had last, and since when it has none."""
+
+    key: Hashable
+    since: float
+
+
 class _Queue(Generic[T]):
     """The items not handed out yet, the oldest first among those whose key is free.
 
@@ -174,7 +186,7 @@ class _Queue(Generic[T]):
         self._source, self._key, self._look_ahead = enumerate(items), key, look_ahead
         self._ready: list[_Task[T]] = []  # a heap; each holds its key
         self._put_off: dict[Hashable, deque[_Task[T]]] = {}  # for each key that is taken, who waits for it
-        self._num_put_off = 0
+        self.num_put_off = 0
 
     def take(self, after: Hashable) -> _Task[T] | None:
         """The next item, None where every one within sight has to wait for its key.
@@ -194,7 +206,7 @@ class _Queue(Generic[T]):
         """A task taken is finished."""
         if waiting := self._put_off[task.key]:
             heapq.heappush(self._ready, waiting.popleft())
-            self._num_put_off -= 1
+            self.num_put_off -= 1
         else:
             del self._put_off[task.key]
 
@@ -205,11 +217,11 @@ class _Queue(Generic[T]):
     def _next(self) -> _Task[T] | None:
         if self._ready:
             return heapq.heappop(self._ready)
-        while self._num_put_off < self._look_ahead and (fresh := next(self._source, None)) is not None:
+        while self.num_put_off < self._look_ahead and (fresh := next(self._source, None)) is not None:
             task = _Task(*fresh, self._key(fresh[1]))
             if task.key not in self._put_off:
                 self._put_off[task.key] = deque()
                 return task
             self._put_off[task.key].append(task)
-            self._num_put_off += 1
+            self.num_put_off += 1
         return None
