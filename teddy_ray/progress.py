@@ -20,9 +20,10 @@ class Bar:
     def __init__(self, stage: str, total: int, what: str, stream: TextIO) -> None:
         self._stage, self._total, self._what, self._stream = stage, total, what, stream
         self._started = self._spoke = time.monotonic()
+        self._work_began: tuple[float, float] | None = None  # when, and how much was done by then
         self._bar = None
         if stream.isatty():
-            layout = "{desc} |{bar}| {n:.1f}/{total} " + what + " {elapsed}<{remaining} {postfix}"
+            layout = "{desc} |{bar}| {n:.1f}/{total} " + what + ", {elapsed}{postfix}"
             self._bar = tqdm(total=total, desc=f"{stage:<10}", bar_format=layout, file=stream, leave=False)
         else:
             self._say(0.0, "")
@@ -30,8 +31,10 @@ class Bar:
     def update(self, done: float, note: str = "") -> None:
         """done: items finished, running ones counted by their share."""
         note = note or ("starting workers" if done == 0 else "")
+        if done > 0 and self._work_began is None:
+            self._work_began = time.monotonic(), done
         if self._bar is not None:
-            self._bar.set_postfix_str(note, refresh=False)
+            self._bar.set_postfix_str(", ".join(filter(None, [self._time_left(done), note])), refresh=False)
             self._bar.n = done
             self._bar.refresh()
         elif time.monotonic() - self._spoke >= INTERVAL_S:
@@ -43,14 +46,28 @@ class Bar:
 
     def _say(self, done: float, note: str) -> None:
         self._spoke = time.monotonic()
-        elapsed = self._spoke - self._started
-        remaining = f", about {elapsed * (self._total - done) / done:.0f} s left" if done >= 1 else ""
-        tail = f", {note}" if note else ""
-        print(
-            f"{self._stage:<10} {done:.1f}/{self._total} {self._what}, {elapsed:.0f} s{remaining}{tail}",
-            file=self._stream,
-            flush=True,
-        )
+        start = f"{self._stage:<10} {done:.1f}/{self._total} {self._what}"
+        elapsed = duration(self._spoke - self._started)
+        line = ", ".join(filter(None, [start, elapsed, self._time_left(done), note]))
+        print(line, file=self._stream, flush=True)
+
+    def _time_left(self, done: float) -> str:
+        """At the pace since the first work was done: before that, workers started."""
+        if self._work_began is None:
+            return ""
+        since, done_then = self._work_began
+        if done <= done_then:
+            return ""
+        return f"about {duration((time.monotonic() - since) * (self._total - done) / (done - done_then))} left"
+
+
+def duration(seconds: float) -> str:
+    """59 s, 1:00, 2:03:04"""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{m:02}:{s:02}"
+    return f"{m}:{s:02}" if m else f"{s} s"
 
 
 class Progress:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import ray
+import torch
 from conftest import NEEDS, Run, content_hashes, copy_artifacts, open_session, processes, tiny
 
 from teddy_ray.errors import InputError, StageError
@@ -95,6 +96,20 @@ def test_errors_of_the_work_are_told_from_lost_workers(shared_ray: None) -> None
     executor = RayExecutor[Word](actor.remote, lambda worker, word: worker.work.remote(word.name))
     dispatcher = Dispatcher[Word]("test", executor, num_workers=1)
     with pytest.raises(StageError, match=r"(?s)^test: a: .*in work.*No space left on device"):
+        list(dispatcher.run([Word("a")]))
+
+
+def test_memory_that_runs_out_is_one_of_the_errors_of_the_work(shared_ray: None) -> None:
+    """As it is on a GPU, where the worker lives on."""
+
+    class Greedy:
+        def work(self, item: str) -> None:
+            raise torch.OutOfMemoryError("tried to allocate 90 GiB")
+
+    actor = ray.remote(num_cpus=1)(Greedy)
+    executor = RayExecutor[Word](actor.remote, lambda worker, word: worker.work.remote(word.name))
+    dispatcher = Dispatcher[Word]("test", executor, num_workers=1, memory_remedy="lower it")
+    with pytest.raises(StageError, match=r"^test: a: out of memory; lower it \(tried to allocate 90 GiB\)$"):
         list(dispatcher.run([Word("a")]))
 
 

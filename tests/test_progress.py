@@ -4,7 +4,9 @@ from types import SimpleNamespace
 import pytest
 
 from teddy_ray import progress
-from teddy_ray.progress import Progress
+from teddy_ray.progress import Progress, duration
+from teddy_ray.stages import board
+from teddy_ray.stages.board import Post, Poster, summarise
 
 
 class Terminal(io.StringIO):
@@ -39,6 +41,24 @@ def test_the_first_line_comes_at_once_and_promises_nothing(clock):
     stream = io.StringIO()
     with Progress(stream).stage("pool", 3, "bases"):
         assert stream.getvalue() == "pool       0.0/3 bases, 0 s\n"
+
+
+@pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
+def test_the_time_left_counts_from_the_first_work_done_not_from_the_start_of_workers(clock, monkeypatch, stream):
+    monkeypatch.setattr(progress, "INTERVAL_S", 0.0)
+    shown = []
+    with Progress(stream).stage("synthesis", 4, "units") as bar:
+        for now, done in [(160.0, 0.0), (200.0, 0.25), (210.0, 0.5), (210.5, 0.125), (220.0, 2.25), (3820.0, 2.3)]:
+            clock.now = now
+            bar.update(done, "note")
+            shown.append(stream.getvalue().splitlines()[-1].split("\r")[-1])
+    left = [line.split("about ")[1] if "about " in line else "" for line in shown]
+    assert left == ["", "", "2:20 left, note", "", "18 s left, note", "50:02 left, note"]
+
+
+def test_durations_are_short():
+    seconds = [0.4, 59.4, 59.6, 61, 3599, 3600, 7384, 360_000]
+    assert list(map(duration, seconds)) == ["0 s", "59 s", "1:00", "1:01", "59:59", "1:00:00", "2:03:04", "100:00:00"]
 
 
 def test_with_no_interval_every_update_is_a_line(monkeypatch):
@@ -81,3 +101,45 @@ def test_messages_go_to_standard_error(capfd):
     captured = capfd.readouterr()
     assert captured.err == "pool reused\n"
     assert captured.out == ""
+
+
+def test_measures_of_all_running_items_make_one_note():
+    posts = {
+        "a": Post(0.25, "", {"images_steps_per_s": 500.2, "statistics": 12.0, "cross_entropy": 0.4}),
+        "b": Post(0.5, "", {"images_steps_per_s": 312.1, "statistics": 12.6, "cross_entropy": 0.502}),
+        "c": Post(0.125, "loading", {}),
+    }
+    assert summarise(posts) == (0.875, "812 images·steps/s, statistics 12.3, cross-entropy 0.451")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0, "0.00"), (0.01234, "0.0123"), (99.94, "99.9"), (99.96, "100"), (12345.6, "12,346")]
+)
+def test_measures_have_three_digits_or_all_of_an_integer(value, text):
+    assert summarise({"a": Post(0.5, "", {"loss": value})}) == (0.5, f"loss {text}")
+
+
+def test_without_measures_the_latest_note_is_shown():
+    posts = {"a": Post(0.25, "epoch 1", {}), "b": Post(0.5, "epoch 2", {}), "c": Post(0.0, "", {})}
+    assert summarise(posts) == (0.75, "b: epoch 2")
+    assert summarise({}) == (0, "")
+
+
+def test_a_worker_posts_once_per_interval(monkeypatch):
+    clock, posted = SimpleNamespace(now=100.0), []
+    monkeypatch.setattr(board, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    poster = Poster(SimpleNamespace(post=SimpleNamespace(remote=lambda *post: posted.append(post))))
+    for _ in range(5):
+        poster("a", 0.5, loss=clock.now)
+        clock.now += board.MIN_INTERVAL_S / 2
+    assert posted == [("a", Post(0.5, "", {"loss": now})) for now in (100.0, 101.0, 102.0)]
+
+
+def test_the_board_keeps_only_what_runs():
+    posts = board._Posts()
+    for index in range(1000):
+        posts.post(f"item {index}", Post(0.5, "half", {}))
+    assert posts.read(["item 1", "item 2", "item -1"]) == (1.0, "item 2: half")
+    assert len(posts._posts) == 2
+    posts.post("item 1", Post(0.75, "more", {}))
+    assert posts.read(["item 1", "item 2"]) == (1.25, "item 1: more")
