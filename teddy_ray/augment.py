@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from teddy_ray.recipe import Augmentation
+from teddy_ray.recipe import Augmentation, Synthesis
 
 Array = npt.NDArray[np.float64]
 Boxes = Array
@@ -34,27 +34,53 @@ def draw_boxes(augmentation: Augmentation, random: np.random.Generator, num: int
     return np.stack([top, left, height, width, mirrored.astype(np.float64)], axis=1)
 
 
-def apply_boxes(images: Tensor, boxes: Boxes) -> Tensor:
-    """Crop each image to its box, mirror it if told, and scale it back bilinearly.
+def apply_boxes(images: Tensor, boxes: Boxes, size: int | None = None) -> Tensor:
+    """Crop each image to its box, mirror it if told, and scale it bilinearly to its old size, or to `size` pixels.
 
-    images: (n c h w); boxes: (n 5). Returns (n c h w), differentiable in the images.
+    images: (n c h w); boxes: (n 5). Returns (n c h w) or (n c size size), differentiable in the images.
     """
     n, _, height, width = images.shape
     assert boxes.shape == (n, 5), (boxes.shape, n)
-    rows = _interpolation(boxes[:, 0], boxes[:, 2], height)
-    columns = _interpolation(boxes[:, 1], boxes[:, 3], width)
+    rows = _interpolation(boxes[:, 0], boxes[:, 2], height, size or height)
+    columns = _interpolation(boxes[:, 1], boxes[:, 3], width, size or width)
     columns = np.where(boxes[:, 4, None, None] > 0, columns[:, ::-1], columns)
-    row_matrix = torch.from_numpy(rows).to(images)[:, None]  # n 1 h h
-    column_matrix = torch.from_numpy(columns).to(images)[:, None]  # n 1 w w
+    row_matrix = torch.from_numpy(rows).to(images)[:, None]  # n 1 size h
+    column_matrix = torch.from_numpy(columns).to(images)[:, None]  # n 1 size w
     return row_matrix @ images @ column_matrix.transpose(-1, -2)
 
 
-def _interpolation(start: Array, extent: Array, size: int) -> Array:
-    """(n size size) matrices that resample the interval [start, start + extent] to `size` pixels, edges repeated."""
-    centres = (np.arange(size) + 0.5) / size
+def views_of_step(part: Synthesis, step: int) -> tuple[Augmentation, int | None]:
+    """A of a step under the curriculum: how boxes are drawn, and the size of the views, None for the images' own.
+
+    The crop scale moves linearly (Yin & Shen, "Dataset Distillation via Curriculum Data Synthesis in Large Data Era",
+    2023, move its lower end so).
+    """
+    curriculum = part.curriculum
+    done = step / (curriculum.share * part.steps)
+    if done >= 1:
+        return part.augmentation, None
+    augmentation = part.augmentation
+    if curriculum.crop_scale is not None:
+        low, high = (
+            first + (last - first) * done
+            for first, last in zip(curriculum.crop_scale, augmentation.crop_scale, strict=True)
+        )
+        augmentation = augmentation.model_copy(update={"crop_scale": (low, high)})
+    return augmentation, curriculum.image_size
+
+
+def _interpolation(start: Array, extent: Array, size: int, new_size: int) -> Array:
+    """(n new_size size) matrices that resample the interval [start, start + extent], edges repeated.
+
+    Where pixels become fewer, each new one is a mean over all that it covers.
+    """
+    centres = (np.arange(new_size) + 0.5) / new_size
     position = (start[:, None] + centres * extent[:, None]) * size - 0.5
     position = np.clip(position, 0, size - 1)
-    return np.maximum(1.0 - np.abs(position[:, :, None] - np.arange(size)), 0.0)
+    reach = np.maximum(extent * size / new_size, 1.0)[:, None, None]
+    weights: Array = np.maximum(1.0 - np.abs(position[:, :, None] - np.arange(size)) / reach, 0.0)
+    weights /= weights.sum(2, keepdims=True)
+    return weights
 
 
 def _between(uniform: Array, low: Array | float, high: Array | float) -> Array:

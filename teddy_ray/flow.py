@@ -134,4 +134,11 @@ def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Proble
                     models.build(name, num_classes=num_classes, channels=data.channels, image_size=data.image_size)
             except ValueError as error:
                 problems.append(Problem(key, name, str(error)))
+    view_size = recipe.synthesis.curriculum.image_size
+    if view_size is not None and not problems:
+        problems += [
+            Problem("synthesis.curriculum.image_size", view_size, f"{name} takes images of data.image_size alone")
+            for name in recipe.pool.architectures
+            if not models.takes_any_size(name)
+        ]
     return problems

@@ -55,17 +55,31 @@ def make_targets(
     return targets
 
 
-def statistics_loss(activations: Sequence[Tensor], targets: Sequence[Target], first_layer_factor: float) -> Tensor:
-    """The sum over layers l in Eq. 7. activations: per layer (n channels positions). Returns a scalar."""
-    loss = activations[0].new_zeros(())
-    for index, activation in enumerate(activations):
-        w = first_layer_factor if index == 0 else 1.0
-        var, mu = torch.var_mean(activation, dim=(0, 2), correction=0)
+def layer_weights(moments: Sequence[Moments], *, first_layer_factor: float, normalise: bool) -> list[float]:
+    """w_l of each layer: 1, `first_layer_factor` for the first, each divided by the root of its channels if told."""
+    channels = [layer.mean.shape[1] for layer in moments]
+    factors = [first_layer_factor, *[1.0] * (len(channels) - 1)]
+    return [w / num**0.5 if normalise else w for w, num in zip(factors, channels, strict=True)]
+
+
+def statistics_loss(activations: Sequence[Tensor], targets: Sequence[Target], weights: Sequence[float]) -> Tensor:
+    """The sum over layers l in Eq. 7. activations: per layer (n channels positions); weights: w_l. Returns a scalar."""
+    loss = 0.0
+    for index, (activation, w) in enumerate(zip(activations, weights, strict=True)):
+        mu, var = batch_moments(activation)
         for target in targets:
             distance = torch.linalg.vector_norm(mu - target.RM[index])
             distance = distance + torch.linalg.vector_norm(var - target.RV[index])
             loss = loss + w * target.weight * distance
+    assert isinstance(loss, Tensor)
     return loss
+
+
+def batch_moments(activation: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (channels,) of (n channels positions), in float32 at least."""
+    x = activation.to(torch.promote_types(activation.dtype, torch.float32))
+    var, mu = torch.var_mean(x, dim=(0, 2), correction=0)
+    return mu, var
 
 
 def member_loss(
@@ -76,8 +90,8 @@ def member_loss(
     targets: Sequence[Target],
     *,
     u: float,
-    first_layer_factor: float,
+    weights: Sequence[float],
 ) -> tuple[Tensor, Tensor]:
     """One member's two terms in Eq. 7: statistics and u CE. views: A(S_B), (n c h w); y: (n,). Returns two scalars."""
-    logits = model(views)
-    return statistics_loss(taps.take(), targets, first_layer_factor), u * functional.cross_entropy(logits, y)
+    logits = model(views).to(views.dtype)
+    return statistics_loss(taps.take(), targets, weights), u * functional.cross_entropy(logits, y)

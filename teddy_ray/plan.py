@@ -19,8 +19,8 @@ VERSIONS = {
     "base": 1,
     "pool": 1,
     "statistics": 1,
-    "unit": 1,
-    "synthesis": 1,
+    "unit": 2,
+    "synthesis": 2,
     "set": 1,
     "labels": 1,
     "student": 1,
@@ -185,6 +185,10 @@ class Plan:
         fields = result_fields(synthesis)
         # the unit names its own classes and slots, so that a larger IPC finds those of a smaller one
         del fields["images_per_class"], fields["classes_per_unit"], fields["slots_per_unit"]
+        if synthesis.start != "mosaic":
+            del fields["mosaic"]
+        if synthesis.curriculum.crop_scale is None and synthesis.curriculum.image_size is None:
+            del fields["curriculum"]
         fields |= {"scope": self.recipe.statistics.scope, "blend": self.recipe.statistics.blend}
         for slots in _blocks(synthesis.images_per_class, synthesis.slots_per_unit):
             for classes in _blocks(len(self.data.classes), synthesis.classes_per_unit):

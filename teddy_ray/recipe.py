@@ -130,6 +130,30 @@ class Statistics(Placed):
     """Images per chunk, the unit of work; chunks follow the data's own order."""
 
 
+class Curriculum(Part):
+    """Easier views in the first part of the steps. The last views are those of `synthesis.augmentation`, of which
+    the statistics are taken."""
+
+    share: Result[Fraction] = 0.5
+    """Share of the steps that the curriculum takes."""
+    crop_scale: Result[tuple[Positive, Positive] | None] = None
+    """Crop scale at the first step; moves in a straight line to that of `synthesis.augmentation`."""
+    image_size: Result[Annotated[int, Field(ge=4)] | None] = None
+    """Height and width of the views in that part, in pixels: fewer make its steps cheaper. Needs models that take
+    images of any size."""
+
+
+class Mosaic(Part):
+    """`start: mosaic`: an image starts as a grid of patches of its class, each the best of several by the pool."""
+
+    grid: Result[Annotated[int, Field(ge=2)]] = 2
+    """Patches along each side of an image; should divide data.image_size."""
+    candidates: Result[Count] = 5
+    """Patches drawn for each place, of which the one with the lowest cross-entropy under the pool is kept."""
+    crop_scale: Result[tuple[Positive, Positive]] = (0.5, 1.0)
+    """Smallest and largest share of a real image that a patch shows."""
+
+
 class Synthesis(Placed):
     """Optimisation of S by Eq. 7."""
 
@@ -143,17 +167,33 @@ class Synthesis(Placed):
     """u: weight of the cross-entropy."""
     first_layer_factor: Result[NonNegative] = 1.0
     """w of the first tapped layer; all others have 1 (SRe2L uses 10)."""
+    normalise_layers: Result[bool] = False
+    """Divide each layer's term by the root of its channels, so that u carries over between architectures."""
+    tv_weight: Result[NonNegative] = 0.0
+    """Weight of a prior: total variation, the summed absolute differences of neighbouring pixels of an image."""
+    l2_weight: Result[NonNegative] = 0.0
+    """Weight of a prior: summed squared distances of an image's pixels from grey."""
     learning_rate: Result[Positive] = 0.02
     """Peak rate of Adam (0.5, 0.9), in units of the pixel range [0, 1]; cosine to 0."""
-    start: Result[Literal["real", "noise"]] = "real"
-    """What the images start from: random real images of their class, or noise."""
+    start: Result[Literal["real", "mosaic", "noise"]] = "real"
+    """What the images start from: random real images of their class, mosaics of scored patches, or noise."""
+    mosaic: Result[Mosaic] = Mosaic()
+    """How mosaics are made."""
     augmentation: Result[Augmentation] = Augmentation()
     """A: what S passes through before the models see it."""
+    curriculum: Result[Curriculum] = Curriculum()
+    """Easier views in the first part of the steps; none by default."""
     classes_per_unit: Result[Count] = 10
     """Classes optimised together. Units of disjoint classes run at the same time."""
     slots_per_unit: Result[Count] = 10
     """Images of each class optimised together. A larger IPC keeps the units of a smaller one
     wherever this divides it; small blocks carry poor statistics."""
+    precision: Result[Literal["auto", "fp32", "bf16"]] = "auto"
+    """Of activations and weights; statistics, losses and images are fp32 always. auto: what the device does fast."""
+    compile: Result[bool | Literal["auto"]] = "auto"
+    """Compile the models with torch.compile. auto: where a unit's work is worth the warm-up."""
+    checkpoint_s: Execution[NonNegative] = 60.0
+    """Seconds between two checkpoints of a unit: what a lost worker costs at most."""
 
 
 class Labels(Placed):
@@ -364,13 +404,23 @@ def _contradictions(recipe: Recipe) -> Iterable[Problem]:
         "synthesis.augmentation": recipe.synthesis.augmentation,
         "labels.augmentation": recipe.labels.augmentation,
     }
+    scales: dict[str, tuple[float, float] | None] = {
+        "synthesis.mosaic.crop_scale": recipe.synthesis.mosaic.crop_scale,
+        "synthesis.curriculum.crop_scale": recipe.synthesis.curriculum.crop_scale,
+    }
     for key, augmentation in augmentations.items():
-        if augmentation.crop_scale[0] > augmentation.crop_scale[1] or augmentation.crop_scale[1] > 1:
-            yield Problem(
-                f"{key}.crop_scale", list(augmentation.crop_scale), "should be [low, high] with low <= high <= 1"
-            )
+        scales[f"{key}.crop_scale"] = augmentation.crop_scale
         if augmentation.crop_ratio[0] > augmentation.crop_ratio[1]:
             yield Problem(f"{key}.crop_ratio", list(augmentation.crop_ratio), "should be [low, high] with low <= high")
+    for key, scale in scales.items():
+        if scale is not None and not scale[0] <= scale[1] <= 1:
+            yield Problem(key, list(scale), "should be [low, high] with low <= high <= 1")
+    size, grid = recipe.data.image_size, recipe.synthesis.mosaic.grid
+    if recipe.synthesis.start == "mosaic" and size % grid:
+        yield Problem("synthesis.mosaic.grid", grid, f"should divide data.image_size, {size}")
+    view_size = recipe.synthesis.curriculum.image_size
+    if view_size is not None and view_size > size:
+        yield Problem("synthesis.curriculum.image_size", view_size, f"should be at most data.image_size, {size}")
     for stage in ("pool", "statistics", "synthesis", "labels", "evaluation"):
         gpus = getattr(recipe, stage).gpus_per_worker
         if gpus > 1 and gpus != int(gpus):

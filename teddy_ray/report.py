@@ -110,7 +110,7 @@ def _plot_losses(plan: Plan, storage: Storage) -> str:
     for index, unit in enumerate(plan.units()):
         if index == MAX_CURVES:
             break
-        steps, statistics, ce = np.array(storage.open("unit", unit.fingerprint).manifest["losses"]).T
+        steps, statistics, ce, _ = np.array(storage.open("unit", unit.fingerprint).manifest["losses"]).T
         colour = f"C{index}"
         axes.plot(steps, statistics, color=colour, label=unit.name)
         axes.plot(steps, ce, color=colour, linestyle=":")

@@ -123,6 +123,11 @@ class Storage:
         partial.write_bytes(data)
         os.replace(partial, target)
 
+    def delete_file(self, path: str) -> None:
+        """Delete a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.delete_file(f"{self.root}/{path}")
+
     def delete_folder(self, path: str) -> None:
         """Delete a folder with all that is in it, if it is there."""
         with contextlib.suppress(FileNotFoundError):
@@ -163,7 +168,7 @@ class Storage:
                     return
             probe = f".probe-{self.session}"
             self.write(probe, b"")
-            self.fs.delete_file(f"{self.root}/{probe}")
+            self.delete_file(probe)
         except OSError as error:
             reason = error.strerror or str(error)
             raise InputError([Problem("storage", self.uri, f"name a place that can be written ({reason})")]) from None

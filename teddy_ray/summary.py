@@ -71,7 +71,7 @@ def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary
             "labels": plan.label_bytes,
             "stored": sum(file["bytes"] for manifest in stored for file in manifest["files"].values()),
         },
-        synthesis={"images_steps_per_s": synthesis["images_steps_per_s"], "units": len(synthesis["units"])},
+        synthesis={"images_steps_per_s": synthesis["images_steps_per_s"], "units": plan.num_units},
         rates={
             stage: amount / manifests[stage]["worker_seconds"]
             for stage, (amount, _) in plan.work().items()

@@ -2,124 +2,191 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from teddy_ray.augment import apply_boxes, draw_boxes
+from teddy_ray.augment import apply_boxes, draw_boxes, views_of_step
 from teddy_ray.errors import StageError
-from teddy_ray.matching import make_targets, member_loss
+from teddy_ray.frozen import frozen_copy
+from teddy_ray.matching import Target, layer_weights, make_targets, member_loss
 from teddy_ray.moments import Moments
-from teddy_ray.pixels import from_pixels, to_pixels
+from teddy_ray.pixels import from_pixels
+from teddy_ray.priors import prior
 from teddy_ray.randomness import generator
 from teddy_ray.recipe import Recipe
 from teddy_ray.taps import Taps
 
-CHECK_EVERY = 25
-"""Steps between two looks at the losses: each look waits for the device."""
+LOOK_EVERY_S = 0.5
+"""Seconds between two looks at the losses: each look waits for the device."""
+
+BETAS = (0.5, 0.9)
 
 
-@dataclass(frozen=True)
 class Member:
-    """A frozen model of the pool with the moments of the data at its taps, by layer."""
+    """A model of the pool, frozen for good and tapped, with the moments of the data at its taps.
 
-    name: str
-    model: nn.Module
-    moments: Mapping[str, Moments]
+    moments: by layer; dtype: what the model computes in.
+    """
+
+    def __init__(
+        self, name: str, model: nn.Module, moments: Mapping[str, Moments], dtype: torch.dtype = torch.float32
+    ) -> None:
+        self.name = name
+        self.model = frozen_copy(model, dtype)
+        # entered for good: a compiled program is tied to its hooks
+        self.taps = Taps(self.model).__enter__()
+        self.moments = [moments[layer] for layer in self.taps.layers]
 
 
 @dataclass(frozen=True)
-class UnitResult:
-    """images: (n c h w) uint8, the last iterate. losses: (steps 2), statistics and u CE, means over the n members."""
+class State:
+    """Where a unit stands after `step` steps: all that is needed to go on from there.
 
-    images: npt.NDArray[np.uint8]
-    losses: npt.NDArray[np.float32]
+    images, exp_avg, exp_avg_sq: S and Adam's moments, (n c h w) float32. losses: (steps models 3), of which the first
+    `step` rows are filled: statistics, u CE, priors.
+    """
+
+    step: int
+    images: Tensor
+    exp_avg: Tensor
+    exp_avg_sq: Tensor
+    losses: Tensor
+
+    @classmethod
+    def begin(cls, start: npt.NDArray[np.uint8], recipe: Recipe, device: torch.device) -> State:
+        """Before the first step. start: (n c h w)."""
+        S = from_pixels(start, device)
+        losses = torch.zeros(recipe.synthesis.steps, recipe.synthesis.models_per_step, 3, device=device)
+        return cls(0, S, torch.zeros_like(S), torch.zeros_like(S), losses)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """For a checkpoint."""
+        return {
+            **{name: value for name, value in vars(self).items() if name != "step"},
+            "step": torch.tensor(self.step),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device) -> State:
+        """From a checkpoint."""
+        on_device = {name: value.to(device) for name, value in tensors.items() if name != "step"}
+        return cls(step=int(tensors["step"]), **on_device)
+
+    def mean_losses(self, last: int) -> list[float]:
+        """Statistics, u CE and priors, means over the models of the last so many steps."""
+        rows = self.losses[max(0, self.step - last) : self.step]
+        return [float(mean) for mean in rows.mean((0, 1))]
 
 
-def noise_start(num: int, channels: int, image_size: int, key: Sequence[str | int]) -> npt.NDArray[np.uint8]:
-    """Grey images with Gaussian noise, (num channels image_size image_size)."""
-    noise = generator("noise", *key).normal(0.5, 0.25, (num, channels, image_size, image_size))
-    return (noise.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def optimise_unit(
-    start: npt.NDArray[np.uint8],
+def optimise(
+    state: State,
     labels: npt.NDArray[np.int64],
     members: Sequence[Member],
     recipe: Recipe,
     *,
     key: str,
-    device: torch.device,
-    on_progress: Callable[[int, float], None] = lambda step, loss: None,
-) -> UnitResult:
-    """Optimise the images of a unit together.
+    loss: Callable[..., Any] = member_loss,
+) -> Iterator[State]:
+    """Optimise the images of a unit together, from wherever they stand to the last step.
 
-    start: (n c h w) uint8; labels: (n,); key: the unit's name, from which all its draws come.
-    on_progress: called with the step and the latest loss at every look at the losses.
-    Raises StageError naming unit, step and member where a loss or its gradient is not finite.
+    Yields the state at every look at the losses, at last that after the last step. A state is a view of what is being
+    worked on: use it before asking for the next. labels: (n,); key: the unit's name, from which all its draws come;
+    loss: `member_loss`, or a compiled form of it.
+    Raises StageError naming unit, step and member where a loss or its gradient is not finite, or memory is too small.
     """
-    synthesis, scope, blend = recipe.synthesis, recipe.statistics.scope, recipe.statistics.blend
+    part, device = recipe.synthesis, state.images.device
     y = torch.from_numpy(labels).to(device)
-    S = from_pixels(start, device).requires_grad_()
-    optimiser = torch.optim.Adam([S], lr=synthesis.learning_rate, betas=(0.5, 0.9))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, synthesis.steps)
-    n = synthesis.models_per_step
-    losses = torch.zeros(synthesis.steps, n, 2, device=device)
-    drawn = np.zeros((synthesis.steps, n), dtype=np.int64)
-    checked = 0
+    targets, weights = zip(*[_targets_of(member, y, recipe) for member in members], strict=True)
+    S = state.images.requires_grad_()
+    optimiser = torch.optim.Adam([S], betas=BETAS)
+    optimiser.state[S] = {
+        "step": torch.tensor(float(state.step)),
+        "exp_avg": state.exp_avg,
+        "exp_avg_sq": state.exp_avg_sq,
+    }
+    losses, checked, looked = state.losses, state.step, time.monotonic()
 
-    with contextlib.ExitStack() as stack:
-        taps = [stack.enter_context(Taps(member.model)) for member in members]
-        targets = [
-            make_targets([member.moments[layer] for layer in tap.layers], y, scope=scope, blend=blend, device=device)
-            for member, tap in zip(members, taps, strict=True)
-        ]
-        for step in range(synthesis.steps):
-            drawn[step] = generator("members", recipe.seed, key, step).choice(len(members), n, replace=False)
-            boxes = draw_boxes(synthesis.augmentation, generator("crop", recipe.seed, key, step), len(S))
-            optimiser.zero_grad(set_to_none=True)
-            for index, theta in enumerate(drawn[step]):
-                # the views anew for each member, so that the graph of one is freed before the next
-                statistics, ce = member_loss(
+    for step in range(state.step, part.steps):
+        drawn = _draw(members, recipe, key, step)
+        augmentation, size = views_of_step(part, step)
+        boxes = draw_boxes(augmentation, generator("crop", recipe.seed, key, step), len(S))
+        views = apply_boxes(S, boxes, size)
+        gradient = torch.zeros_like(views)
+        for index, theta in enumerate(drawn):
+            x = views.detach().requires_grad_()
+            try:
+                statistics, ce = loss(
                     members[theta].model,
-                    taps[theta],
-                    apply_boxes(S, boxes),
+                    members[theta].taps,
+                    x,
                     y,
                     targets[theta],
-                    u=synthesis.ce_weight,
-                    first_layer_factor=synthesis.first_layer_factor,
+                    u=part.ce_weight,
+                    weights=weights[theta],
                 )
-                ((statistics + ce) / n).backward()
-                losses[step, index, 0] = statistics.detach()
-                # a gradient that is not finite spoils the images under a loss that is: it counts as the loss
-                assert S.grad is not None
-                losses[step, index, 1] = torch.where(torch.isfinite(S.grad).all(), ce.detach(), torch.nan)
-            optimiser.step()
-            schedule.step()
-            with torch.no_grad():
-                S.clamp_(0, 1)
-            if (step + 1) % CHECK_EVERY == 0 or step + 1 == synthesis.steps:
-                _check_finite(losses[checked : step + 1], checked, key, drawn, members)
-                checked = step + 1
-                on_progress(checked, float(losses[step].sum(1).mean()))
-    return UnitResult(images=to_pixels(S).cpu().numpy(), losses=losses.mean(1).cpu().numpy())
+                (own,) = torch.autograd.grad(statistics + ce, x)
+            except (MemoryError, RuntimeError) as error:
+                raise _told(error, key, step, members[theta]) from error
+            gradient += own / len(drawn)
+            losses[step, index, 0] = statistics.detach()
+            # a gradient that is not finite spoils the images under a loss that is: it counts as the loss
+            losses[step, index, 1] = torch.where(torch.isfinite(own).all(), ce.detach(), torch.nan)
+        (S.grad,) = torch.autograd.grad(views, S, gradient)
+        if part.tv_weight or part.l2_weight:
+            term = prior(S, part.tv_weight, part.l2_weight)
+            S.grad += torch.autograd.grad(term, S)[0]
+            losses[step, :, 2] = term.detach()
+        for group in optimiser.param_groups:
+            group["lr"] = part.learning_rate * (1 + math.cos(math.pi * step / part.steps)) / 2
+        optimiser.step()
+        with torch.no_grad():
+            S.clamp_(0, 1)
+        if step + 1 == part.steps or time.monotonic() - looked >= LOOK_EVERY_S:
+            _check_finite(losses[checked : step + 1], checked, key, members, recipe)
+            checked, looked = step + 1, time.monotonic()
+            yield State(step + 1, S.detach(), state.exp_avg, state.exp_avg_sq, losses)
 
 
-def _check_finite(
-    losses: Tensor, first_step: int, key: str, drawn: npt.NDArray[np.int64], members: Sequence[Member]
-) -> None:
+def _targets_of(member: Member, y: Tensor, recipe: Recipe) -> tuple[list[Target], list[float]]:
+    part = recipe.synthesis
+    targets = make_targets(
+        member.moments, y, scope=recipe.statistics.scope, blend=recipe.statistics.blend, device=y.device
+    )
+    weights = layer_weights(member.moments, first_layer_factor=part.first_layer_factor, normalise=part.normalise_layers)
+    return targets, weights
+
+
+def _draw(members: Sequence[Member], recipe: Recipe, key: str, step: int) -> npt.NDArray[np.int64]:
+    """Indices of the members of a step, without replacement."""
+    random = generator("members", recipe.seed, key, step)
+    drawn: npt.NDArray[np.int64] = random.choice(len(members), recipe.synthesis.models_per_step, replace=False)
+    return drawn
+
+
+def _check_finite(losses: Tensor, first_step: int, key: str, members: Sequence[Member], recipe: Recipe) -> None:
     bad = torch.nonzero(~torch.isfinite(losses.sum(2)))
     if len(bad):
         step, index = first_step + int(bad[0, 0]), int(bad[0, 1])
-        member = members[drawn[step, index]].name
         raise StageError(
             "synthesis",
-            f"unit {key}, step {step}, member {member}",
+            f"unit {key}, step {step}, member {members[_draw(members, recipe, key, step)[index]].name}",
             "the loss or its gradient is not finite; lower synthesis.learning_rate or synthesis.ce_weight, or look at "
             "that member",
         )
+
+
+def _told(error: Exception, key: str, step: int, member: Member) -> Exception:
+    """Of an error in a model, one that names it and says what to do."""
+    item = f"unit {key}, step {step}, member {member.name}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        remedy = "out of memory; lower synthesis.slots_per_unit or synthesis.classes_per_unit: fewer images at once"
+        return StageError("synthesis", item, remedy)
+    return StageError("synthesis", item, f"{type(error).__name__}: {error}")

@@ -11,7 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from teddy_ray.frozen import FrozenBatchNorm
+
 CHANNEL_AXIS: dict[type[nn.Module], int] = {
+    FrozenBatchNorm: 1,
     nn.BatchNorm1d: 1,
     nn.BatchNorm2d: 1,
     nn.BatchNorm3d: 1,

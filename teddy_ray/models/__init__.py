@@ -20,28 +20,37 @@ class Architecture:
 
     builder: "module:attribute", called with (num_classes, channels, image_size, **fixed, **options).
     options: what a name may set, with the defaults. fixed: what it may not.
+    any_size: whether a model takes images of another size than it was built for.
     """
 
     builder: str
     options: Mapping[str, Any]
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    any_size: bool
 
 
 _CONVNET = "teddy_ray.models.convnet:ConvNet"
 _RESNET = "teddy_ray.models.resnet:ResNet"
 
+
+def _resnet(block: str, layers: tuple[int, ...]) -> Architecture:
+    fixed = {"block": block, "layers": layers}
+    return Architecture(builder=_RESNET, options={"width": 64}, fixed=fixed, any_size=True)
+
+
 ARCHITECTURES = {
-    "convnet": Architecture(builder=_CONVNET, options={"width": 128, "depth": 3, "norm": "batch"}),
-    "resnet18": Architecture(builder=_RESNET, options={"width": 64}, fixed={"block": "basic", "layers": (2, 2, 2, 2)}),
-    "resnet34": Architecture(builder=_RESNET, options={"width": 64}, fixed={"block": "basic", "layers": (3, 4, 6, 3)}),
-    "resnet50": Architecture(
-        builder=_RESNET, options={"width": 64}, fixed={"block": "bottleneck", "layers": (3, 4, 6, 3)}
-    ),
+    "convnet": Architecture(builder=_CONVNET, options={"width": 128, "depth": 3, "norm": "batch"}, any_size=False),
+    "resnet18": _resnet("basic", (2, 2, 2, 2)),
+    "resnet34": _resnet("basic", (3, 4, 6, 3)),
+    "resnet50": _resnet("bottleneck", (3, 4, 6, 3)),
 }
 
 
 class Classifier(nn.Module):
-    """A network with its pixel normalisation inside: takes images in [0, 1], gives logits."""
+    """A network with its pixel normalisation inside: takes images in [0, 1], gives logits.
+
+    The network may be of another type than the images: they are converted after the normalisation.
+    """
 
     mean: Tensor
     std: Tensor
@@ -53,7 +62,8 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std))
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network((images - self.mean) / self.std)
+        normalised = (images - self.mean) / self.std
+        logits: Tensor = self.network(normalised.to(next(self.network.parameters()).dtype))
         return logits
 
 
@@ -69,6 +79,11 @@ def build(name: str, *, num_classes: int, channels: int, image_size: int, seed: 
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return Classifier(network)
+
+
+def takes_any_size(name: str) -> bool:
+    """Whether a model of this name takes images of another size than it was built for."""
+    return _parse(name)[0].any_size
 
 
 def freeze(model: nn.Module) -> nn.Module:

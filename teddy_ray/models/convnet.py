@@ -10,6 +10,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": lambda width: nn.BatchNorm2d(width),
     "instance": lambda width: nn.GroupNorm(width, width),
     "group": lambda width: nn.GroupNorm(min(8, width), width),
+    "layer": lambda width: nn.GroupNorm(1, width),
     "none": lambda width: nn.Identity(),
 }
 

@@ -10,19 +10,25 @@ import numpy as np
 import numpy.typing as npt
 import ray
 import torch
+from torch import nn
 
+from teddy_ray.checkpoints import Checkpoint
 from teddy_ray.device import describe, prepare, versions
+from teddy_ray.engine import Engine, Machine, choose, inspect_machine
+from teddy_ray.pixels import to_pixels
 from teddy_ray.plan import ImageSet, Plan, Unit
 from teddy_ray.randomness import generator
+from teddy_ray.recipe import Synthesis as SynthesisPart
 from teddy_ray.sources import Images, Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import Dispatcher
-from teddy_ray.stages.executor import RayExecutor
+from teddy_ray.stages.executor import RayExecutor, result_of
 from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.session import Session
 from teddy_ray.stages.statistics import load_moments
+from teddy_ray.starts import mosaic_start, noise_start
 from teddy_ray.storage import Storage
-from teddy_ray.synthesis import Member, noise_start, optimise_unit
+from teddy_ray.synthesis import Member, State, optimise
 
 CURVE_POINTS = 50
 """Points of a unit's loss curve that its manifest keeps."""
@@ -35,8 +41,12 @@ def run(session: Session) -> None:
     num_missing = sum(not storage.has("unit", unit.fingerprint) for unit in plan.units())
     if num_missing:
         session.start()
-        settings = (plan, storage, session.source_ref, session.board.poster())
-        actor = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)(Synthesiser)
+        remote = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)
+        machine = result_of(remote(_inspect).remote(part), "synthesis", "a worker")
+        largest = max(plan.units(), key=lambda unit: unit.num_images)
+        engine = choose(plan.recipe, len(plan.data.classes), largest.num_images, machine)
+        settings = (plan, storage, session.source_ref, machine, session.board.poster())
+        actor = remote(Synthesiser)
         dispatcher = Dispatcher[Unit](
             "synthesis",
             RayExecutor(lambda: actor.remote(*settings), lambda worker, unit: worker.optimise.remote(unit)),
@@ -44,26 +54,21 @@ def run(session: Session) -> None:
             exclusive=lambda unit: unit.classes[0],
             memory_remedy="lower synthesis.slots_per_unit or synthesis.classes_per_unit, or run fewer workers per node",
         )
+        session.progress.say(f"synthesis  on {dispatcher.num_workers} worker(s): {engine}")
         with session.progress.stage("synthesis", num_missing, "units") as bar:
             missing = (unit for unit in plan.units() if not storage.has("unit", unit.fingerprint))
             for _ in dispatcher.run(missing, session.board.shown_on(bar)):
                 pass
-    manifests = {unit: storage.open("unit", unit.fingerprint).manifest for unit in plan.units()}
-    worker_seconds = sum(manifest["seconds"] for manifest in manifests.values())
+    worker_seconds, devices = 0.0, set()
+    for unit in plan.units():
+        manifest = storage.open("unit", unit.fingerprint).manifest
+        worker_seconds += manifest["seconds"]
+        devices.add(manifest["device"])
     with storage.publish("synthesis", plan.synthesis) as draft:
         draft.facts = {
-            "units": [
-                {
-                    "name": unit.name,
-                    "classes": list(unit.classes),
-                    "slots": list(unit.slots),
-                    "fingerprint": unit.fingerprint,
-                }
-                for unit in manifests
-            ],
             "images": plan.num_images,
             "images_steps_per_s": plan.num_images * part.steps / worker_seconds,
-            "device": ", ".join(sorted({manifest["device"] for manifest in manifests.values()})),
+            "device": ", ".join(sorted(devices)),
             "versions": versions(),
             "seconds": time.monotonic() - started,
             "worker_seconds": worker_seconds,
@@ -97,56 +102,99 @@ def draw_real(images: Images, label: int, num: int, *key: str | int) -> npt.NDAr
 class Synthesiser:
     """Holds the members and their moments on its device; optimises one unit at a time and publishes it."""
 
-    def __init__(self, plan: Plan, storage: Storage, source: Source, poster: Poster) -> None:
+    def __init__(self, plan: Plan, storage: Storage, source: Source, machine: Machine, poster: Poster) -> None:
         part = plan.recipe.synthesis
         self._plan, self._storage, self._train, self._poster = plan, storage, source.train, poster
-        self._device = prepare(part.threads, part.gpus_per_worker)
+        self._device, self._machine = prepare(part.threads, part.gpus_per_worker), machine
+
+    @cached_property
+    def _models(self) -> list[nn.Module]:
+        # loaded by the first unit: Ray hides the cause of an error in a constructor
+        plan = self._plan
+        return [model.to(self._device) for model in load_members(plan, self._storage, plan.members)]
 
     @cached_property
     def _members(self) -> list[Member]:
-        # loaded by the first unit: Ray hides the cause of an error in a constructor
-        plan, storage = self._plan, self._storage
-        statistics = storage.open("statistics", plan.statistics)
-        models = load_members(plan, storage, plan.members)
+        plan = self._plan
+        statistics = self._storage.open("statistics", plan.statistics)
+        dtype = self._engine(plan.num_images).dtype
         return [
-            Member(member.name, model.to(self._device), load_moments(statistics, index))
-            for index, (member, model) in enumerate(zip(plan.members, models, strict=True))
+            Member(member.name, model, load_moments(statistics, index), dtype)
+            for index, (member, model) in enumerate(zip(plan.members, self._models, strict=True))
         ]
 
     def optimise(self, unit: Unit) -> None:
         started = time.monotonic()
-        recipe = self._plan.recipe
+        recipe, engine = self._plan.recipe, self._engine(unit.num_images)
+        environment = {"device": describe(self._device), "versions": versions(), "engine": str(engine)}
+        checkpoint = Checkpoint(self._storage, "unit", unit.fingerprint, environment)
+        if (saved := checkpoint.load()) is not None:
+            started -= float(saved.pop("seconds"))
+            begin = State.from_tensors(saved, self._device)
+        else:
+            begin = State.begin(self._start(unit), recipe, self._device)
         labels = np.repeat(np.array(unit.classes, dtype=np.int64), len(unit.slots))
-
-        def report(step: int, loss: float) -> None:
-            steps = recipe.synthesis.steps
-            self._poster(unit.name, step / steps, f"step {step}/{steps}, loss {loss:.3f}")
-
-        result = optimise_unit(
-            self._start(unit), labels, self._members, recipe, key=unit.name, device=self._device, on_progress=report
-        )
+        last, looked = begin.step, time.monotonic()
+        checkpointed = looked
+        for state in optimise(begin, labels, self._members, recipe, key=unit.name, loss=engine.loss):
+            now = time.monotonic()
+            statistics, ce, _ = state.mean_losses(state.step - last)
+            self._poster(
+                unit.name,
+                state.step / recipe.synthesis.steps,
+                images_steps_per_s=unit.num_images * (state.step - last) / (now - looked),
+                statistics=statistics,
+                cross_entropy=ce,
+            )
+            looked, last = now, state.step
+            if now - checkpointed >= recipe.synthesis.checkpoint_s and state.step < recipe.synthesis.steps:
+                checkpoint.save({**state.tensors(), "seconds": torch.tensor(now - started)})
+                checkpointed = time.monotonic()
         with self._storage.publish("unit", unit.fingerprint) as draft:
-            draft.write_tensors("images.safetensors", {"images": torch.from_numpy(result.images)})
+            draft.write_tensors("images.safetensors", {"images": to_pixels(state.images)})
             draft.facts = {
                 "name": unit.name,
-                "losses": _thin(result.losses),
-                "device": describe(self._device),
+                "losses": _thin(state.losses.mean(1).cpu().numpy()),
+                "device": environment["device"],
+                "engine": environment["engine"],
+                "resumed_at": begin.step,
                 "seconds": time.monotonic() - started,
             }
+        checkpoint.drop()
+
+    def _engine(self, num_images: int) -> Engine:
+        return choose(self._plan.recipe, len(self._plan.data.classes), num_images, self._machine)
 
     def _start(self, unit: Unit) -> npt.NDArray[np.uint8]:
         recipe = self._plan.recipe
         if recipe.synthesis.start == "noise":
             key: tuple[Any, ...] = (recipe.seed, unit.name)
             return noise_start(unit.num_images, recipe.data.channels, recipe.data.image_size, key)
+        if recipe.synthesis.start == "mosaic":
+            return np.concatenate([self._mosaics(label, unit.slots) for label in unit.classes])
         rows = [
             draw_real(self._train, label, unit.slots[-1] + 1, "start", recipe.seed)[unit.slots[0] :]
             for label in unit.classes
         ]
         return self._train.read(np.concatenate(rows))
 
+    def _mosaics(self, label: int, slots: range) -> npt.NDArray[np.uint8]:
+        recipe = self._plan.recipe
+        part, train = recipe.synthesis.mosaic, self._train
+        order = draw_real(train, label, len(train), "start", recipe.seed)
+        num = part.grid**2 * part.candidates
+        # each slot its own stretch of the class's images, from the first again after the last
+        rows = np.take(order, np.arange(slots.start * num, slots.stop * num), mode="wrap")
+        keys = [(recipe.seed, train.classes[label], slot) for slot in slots]
+        augmentation = recipe.synthesis.augmentation
+        return mosaic_start(train.read(rows), label, self._models, part, augmentation, keys=keys, device=self._device)
+
+
+def _inspect(part: SynthesisPart) -> Machine:
+    return inspect_machine(prepare(part.threads, part.gpus_per_worker))
+
 
 def _thin(losses: npt.NDArray[np.float32]) -> list[list[float]]:
-    """At most CURVE_POINTS of (step, statistics, u CE), each the mean of the steps up to it."""
+    """At most CURVE_POINTS of (step, statistics, u CE, priors), each the mean of the steps up to it."""
     blocks = np.array_split(np.arange(len(losses)), min(CURVE_POINTS, len(losses)))
     return [[int(block[-1]) + 1, *(float(mean) for mean in losses[block].mean(0))] for block in blocks]

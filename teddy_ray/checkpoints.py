@@ -1,0 +1,55 @@
+"""Unfinished work on the storage, so that what is lost with a worker goes on elsewhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor
+
+from teddy_ray.storage import Storage, sha256
+
+DIGEST = 64
+"""Length of the SHA-256 in hexadecimal that a file begins with."""
+
+
+class Checkpoint:
+    """The one checkpoint of an artifact in the making, under artifacts/.checkpoints/.
+
+    environment: what its bytes depend on beside the fingerprint, such as device and versions. A checkpoint of another
+    environment counts as none, as does a damaged one.
+    """
+
+    def __init__(self, storage: Storage, stage: str, fingerprint: str, environment: Mapping[str, Any]) -> None:
+        self._storage, self._path = storage, f"artifacts/.checkpoints/{stage}/{fingerprint}.safetensors"
+        self._environment = json.dumps(environment, sort_keys=True)
+
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        """Replace what was saved before."""
+        named = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        named["environment"] = _encode(self._environment)
+        data = save(named)
+        self._storage.write(self._path, sha256(data).encode() + data)
+
+    def load(self) -> dict[str, Tensor] | None:
+        """What was saved last, None where there is nothing to go on from."""
+        try:
+            stored = self._storage.read(self._path)
+        except FileNotFoundError:
+            return None
+        digest, data = stored[:DIGEST], stored[DIGEST:]
+        if sha256(data).encode() != digest:
+            return None
+        tensors = load(data)
+        return tensors if tensors.pop("environment").equal(_encode(self._environment)) else None
+
+    def drop(self) -> None:
+        """The work is finished."""
+        self._storage.delete_file(self._path)
+
+
+def _encode(text: str) -> Tensor:
+    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)

@@ -1,0 +1,53 @@
+"""A member made ready for many passes with weights that never change."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+
+class FrozenBatchNorm(nn.Module):
+    """A BatchNorm whose running statistics no longer change: an affine map per channel, in float32.
+
+    (n channels ...) -> the same shape and type. A layer as BatchNorm is: statistics are taken at its input.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        mean, var = norm.running_mean, norm.running_var
+        assert mean is not None and var is not None  # noqa: PT018
+        scale = torch.rsqrt(var.double() + norm.eps)
+        scale = scale if norm.weight is None else scale * norm.weight.detach().double()
+        shift = -mean.double() * scale
+        shift = shift if norm.bias is None else shift + norm.bias.detach().double()
+        self.register_buffer("scale", scale.to(var.dtype))
+        self.register_buffer("shift", shift.to(var.dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shape = (-1, *[1] * (x.ndim - 2))
+        return torch.addcmul(self.shift.view(shape), x.to(self.scale.dtype), self.scale.view(shape)).to(x.dtype)
+
+
+def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy in which BatchNorms are affine maps and convolutions keep their weights channels-last, as `dtype`.
+
+    Layers keep their names. A BatchNorm without running statistics stays as it is.
+    """
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    maps = {
+        name: FrozenBatchNorm(module)
+        for name, module in frozen.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
+    }
+    if dtype != torch.float32:
+        frozen = frozen.to(dtype)
+    frozen = frozen.to(memory_format=torch.channels_last)
+    for name, module in maps.items():
+        parent, _, child = name.rpartition(".")
+        setattr(frozen.get_submodule(parent), child, module)
+    return frozen
