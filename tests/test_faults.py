@@ -6,18 +6,22 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 import torch
 from conftest import NEEDS, Run, content_hashes, copy_artifacts, open_session, processes, tiny
+from safetensors.torch import load
 
+from teddy_ray.checkpoints import DIGEST
 from teddy_ray.errors import InputError, StageError
 from teddy_ray.recipe import dump_recipe
 from teddy_ray.stages import statistics, synthesis
@@ -35,14 +39,83 @@ class Word:
 Killer = Callable[[str, int], list[int]]
 
 
-def test_synthesis_survives_two_killed_workers(finished: Run, tmp_path: Path, killer: Killer) -> None:
-    """Invariant 3: three workers, of which two are killed while they optimise a unit."""
-    copy_artifacts(finished, "synthesis", tmp_path)
-    session = open_session(tiny(tmp_path, synthesis__num_workers=3))
-    killed = killer("ray::Synthesiser.optimise", 2)
+LONG_UNITS = {"synthesis__steps": 600, "synthesis__images_per_class": 3, "synthesis__slots_per_unit": 1}
+"""Fifteen units, five of which may run at the same time; a second or two each."""
+
+
+def run_synthesis(finished: Run, folder: Path, **overrides: object) -> list[dict[str, Any]]:
+    """The stage on the finished run's pool and statistics; gives the units' manifests."""
+    copy_artifacts(finished, "synthesis", folder)
+    session = open_session(tiny(folder, **LONG_UNITS, **overrides))
     synthesis.run(session)
-    assert len(killed) == 2
-    assert content_hashes(tmp_path, "unit") == content_hashes(finished.folder, "unit")
+    return [session.storage.open("unit", unit.fingerprint).manifest for unit in session.plan.units()]
+
+
+def test_one_three_and_killed_workers_give_the_same_bytes(finished: Run, tmp_path: Path) -> None:
+    """Invariant 3: three workers, of which two are killed in mid-unit. What they had done is not done again."""
+    run_synthesis(finished, tmp_path / "one", synthesis__num_workers=1)
+    three = run_synthesis(finished, tmp_path / "three", synthesis__num_workers=3)
+    assert len(three) == 15
+    assert len({manifest["worker"] for manifest in three}) == 3  # every worker finished one
+
+    assassin = Assassin(tmp_path / "killed", num_workers=3, kills=2)
+    with assassin:
+        killed = run_synthesis(finished, tmp_path / "killed", synthesis__num_workers=3, synthesis__checkpoint_s=0.0)
+    assert len(assassin.steps) == 2, "units ended before their workers could be killed"
+    assert len({manifest["worker"] for manifest in killed}) == 5  # the killed ones had finished one before
+    resumed = {manifest["fingerprint"]: manifest["resumed_at"] for manifest in killed if manifest["resumed_at"]}
+    assert resumed
+    for steps in assassin.steps:  # of each unit under way at a kill
+        assert min(steps.values()) > 0
+        # one of them was lost, and went on from where its last checkpoint stood or later
+        assert any(resumed.get(unit, 0) >= step for unit, step in steps.items())
+    assert not list((tmp_path / "killed" / "artifacts" / ".checkpoints" / "unit").iterdir())
+    assert content_hashes(tmp_path / "one", "unit") == content_hashes(tmp_path / "three", "unit")
+    assert content_hashes(tmp_path / "one", "unit") == content_hashes(tmp_path / "killed", "unit")
+
+
+class Assassin:
+    """Kills workers of the synthesis, each at a moment when all of them stand in mid-unit and have finished one.
+
+    steps: for each kill, the step of the last checkpoint of every unit under way.
+    """
+
+    def __init__(self, folder: Path, num_workers: int, kills: int) -> None:
+        self._artifacts, self._num_workers, self._kills = folder / "artifacts", num_workers, kills
+        self.steps: list[dict[str, int]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> Assassin:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        veterans: set[int] = set()
+        while len(self.steps) < self._kills and not self._stop.wait(0.01):
+            workers = processes("ray::Synthesiser.optimise")
+            done = len(list(self._artifacts.glob("unit/*/manifest.json")))
+            if not veterans and done >= 2 * self._num_workers:
+                veterans = set(workers)
+            at_work = veterans & set(workers)
+            steps = self._steps_under_way()
+            if at_work and len(workers) == len(steps) == self._num_workers:
+                os.kill(at_work.pop(), signal.SIGKILL)
+                veterans &= at_work
+                self.steps.append(steps)
+
+    def _steps_under_way(self) -> dict[str, int]:
+        steps = {}
+        for path in self._artifacts.glob(".checkpoints/unit/*.safetensors"):
+            try:
+                steps[path.stem] = int(load(path.read_bytes()[DIGEST:])["step"])
+            except FileNotFoundError:  # its unit ended just now
+                continue
+        return steps
 
 
 def test_statistics_survive_a_killed_worker(finished: Run, tmp_path: Path, killer: Killer) -> None:

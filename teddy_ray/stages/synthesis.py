@@ -158,6 +158,7 @@ class Synthesiser:
                 "device": environment["device"],
                 "engine": environment["engine"],
                 "resumed_at": begin.step,
+                "worker": ray.get_runtime_context().get_actor_id(),
                 "seconds": time.monotonic() - started,
             }
         checkpoint.drop()
