@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +14,7 @@ from teddy_ray.errors import InputError, Problem
 from teddy_ray.matching import member_loss
 from teddy_ray.models import build
 from teddy_ray.recipe import Recipe
+from teddy_ray.winograd import compiler
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -40,11 +38,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Engine:
-    """A choice: `precision` of activations and weights, and whether the loss is compiled for `device`."""
+    """A choice: `precision` of activations and weights, how convolutions are computed, whether the loss is compiled."""
 
-    precision: str
-    compile: bool
     device: str
+    precision: str
+    winograd: bool
+    compile: bool
 
     @property
     def dtype(self) -> torch.dtype:
@@ -56,16 +55,15 @@ class Engine:
         return _compiled(self.device) if self.compile else member_loss
 
     def __str__(self) -> str:
-        return f"{self.precision}, {'compiled' if self.compile else 'not compiled'}"
+        parts = [self.precision, "Winograd" if self.winograd else "", "compiled" if self.compile else ""]
+        return ", ".join(part for part in parts if part)
 
 
 def inspect_machine(device: torch.device) -> Machine:
     """What this machine can do."""
     if device.type == "cuda":
         return Machine("cuda", 1, torch.cuda.get_device_capability(device) >= (8, 0), True)
-    return Machine(
-        "cpu", torch.get_num_threads(), _cpu_has_fast_bf16(), shutil.which(os.environ.get("CXX", "g++")) is not None
-    )
+    return Machine("cpu", torch.get_num_threads(), _cpu_has_fast_bf16(), compiler() is not None)
 
 
 def choose(recipe: Recipe, num_classes: int, num_images: int, machine: Machine) -> Engine:
@@ -74,19 +72,22 @@ def choose(recipe: Recipe, num_classes: int, num_images: int, machine: Machine) 
     Raises InputError where the recipe asks for what the machine cannot do.
     """
     part = recipe.synthesis
+    if not machine.compiler and True in (part.compile, part.winograd):
+        key = "synthesis.compile" if part.compile is True else "synthesis.winograd"
+        raise InputError([Problem(key, True, "needs a C++ compiler on every node; install g++, or leave it at auto")])
     precision = part.precision
     if precision == "auto":
         precision = "bf16" if machine.fast_bf16 else "fp32"
+    suited = machine.device == "cpu" and precision == "fp32"
+    if part.winograd is True and not suited:
+        remedy = f"is for CPUs in fp32, not for {machine.device} in {precision}; leave it at auto"
+        raise InputError([Problem("synthesis.winograd", True, remedy)])
     compiled = part.compile
     if compiled == "auto":
         work = num_images * part.steps * part.models_per_step * mean_step_flops(recipe, num_classes)
         worth = FLOPS_WORTH_COMPILING[machine.device] * machine.threads * len(recipe.pool.architectures)
         compiled = machine.compiler and work > worth
-    elif compiled and not machine.compiler:
-        raise InputError(
-            [Problem("synthesis.compile", True, "needs a C++ compiler on every node; install g++, or set it to false")]
-        )
-    return Engine(precision, compiled, machine.device)
+    return Engine(machine.device, precision, part.winograd is not False and suited and machine.compiler, compiled)
 
 
 def mean_step_flops(recipe: Recipe, num_classes: int) -> float:
@@ -116,13 +117,5 @@ def _compiled(device: str) -> Callable[..., Any]:
 
 
 def _cpu_has_fast_bf16() -> bool:
-    """Whether bfloat16 products run at twice the rate of float32: AMX, or AVX-512 BF16 on AMD (Zen 4 and later).
-
-    Intel's AVX-512 BF16 without AMX has float32's rate, and conversions on top.
-    """
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return False
-    flags = set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())
-    return "amx_bf16" in flags or ("avx512_bf16" in flags and "AuthenticAMD" in text)
+    """Whether bfloat16 products are much faster than float32's: AMX. AVX-512 BF16 alone was slower (RESULTS.md)."""
+    return bool(torch.cpu._is_amx_tile_supported())

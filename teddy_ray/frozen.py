@@ -7,6 +7,8 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from teddy_ray.winograd import WinogradConv2d, fits
+
 
 class FrozenBatchNorm(nn.Module):
     """A BatchNorm whose running statistics no longer change: an affine map per channel, in float32.
@@ -33,21 +35,24 @@ class FrozenBatchNorm(nn.Module):
         return torch.addcmul(self.shift.view(shape), x.to(self.scale.dtype), self.scale.view(shape)).to(x.dtype)
 
 
-def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A copy in which BatchNorms are affine maps and convolutions keep their weights channels-last, as `dtype`.
+def frozen_copy(model: nn.Module, dtype: torch.dtype = torch.float32, *, winograd: bool = False) -> nn.Module:
+    """A copy for passes with weights that never change, as `dtype`, channels-last.
 
-    Layers keep their names. A BatchNorm without running statistics stays as it is.
+    BatchNorms become affine maps, and convolutions that Winograd's algorithm takes use it where told. Layers keep their
+    names. A BatchNorm without running statistics stays as it is.
     """
     frozen = copy.deepcopy(model).eval().requires_grad_(False)
-    maps = {
-        name: FrozenBatchNorm(module)
-        for name, module in frozen.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    }
+    replaced: dict[str, nn.Module] = {}
+    for name, module in frozen.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            replaced[name] = FrozenBatchNorm(module)
+        elif winograd and fits(module):
+            assert isinstance(module, nn.Conv2d)
+            replaced[name] = WinogradConv2d(module)
     if dtype != torch.float32:
         frozen = frozen.to(dtype)
     frozen = frozen.to(memory_format=torch.channels_last)
-    for name, module in maps.items():
+    for name, module in replaced.items():
         parent, _, child = name.rpartition(".")
         setattr(frozen.get_submodule(parent), child, module)
     return frozen

@@ -33,14 +33,20 @@ BETAS = (0.5, 0.9)
 class Member:
     """A model of the pool, frozen for good and tapped, with the moments of the data at its taps.
 
-    moments: by layer; dtype: what the model computes in.
+    moments: by layer; dtype, winograd: what the model computes in and how.
     """
 
     def __init__(
-        self, name: str, model: nn.Module, moments: Mapping[str, Moments], dtype: torch.dtype = torch.float32
+        self,
+        name: str,
+        model: nn.Module,
+        moments: Mapping[str, Moments],
+        dtype: torch.dtype = torch.float32,
+        *,
+        winograd: bool = False,
     ) -> None:
         self.name = name
-        self.model = frozen_copy(model, dtype)
+        self.model = frozen_copy(model, dtype, winograd=winograd)
         # entered for good: a compiled program is tied to its hooks
         self.taps = Taps(self.model).__enter__()
         self.moments = [moments[layer] for layer in self.taps.layers]

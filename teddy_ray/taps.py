@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from teddy_ray.frozen import FrozenBatchNorm
+from teddy_ray.winograd import WinogradConv2d
 
 CHANNEL_AXIS: dict[type[nn.Module], int] = {
     FrozenBatchNorm: 1,
@@ -37,7 +38,9 @@ class Taps:
         named = dict(model.named_modules())
         norms = {name: CHANNEL_AXIS[type(module)] for name, module in named.items() if type(module) in CHANNEL_AXIS}
         self._at_output = not norms
-        self._axes = norms or {name: 1 for name, module in named.items() if isinstance(module, nn.Conv2d)}
+        self._axes = norms or {
+            name: 1 for name, module in named.items() if isinstance(module, nn.Conv2d | WinogradConv2d)
+        }
         if not self._axes:
             raise ValueError("the model has neither a normalisation layer nor a convolution: nothing to match")
         self._modules = {name: named[name] for name in self._axes}
@@ -64,7 +67,7 @@ class Taps:
     def take(self) -> list[Tensor]:
         """The activations of the last pass in the order of `layers`, each (n channels positions); forgets them."""
         taken = [self.activations[name] for name in self.layers]
-        self.activations = {}
+        self.activations.clear()  # a compiled caller would hand out what a new dictionary left in the old one
         return taken
 
     def _input_hook(self, name: str) -> Any:

@@ -29,6 +29,7 @@ FLOORS = (
         "synthesis",
         "taps",
         "training",
+        "winograd",
     },
     {"storage", "checkpoints", "sources", "dataset"},
     {"stages"},

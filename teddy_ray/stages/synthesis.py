@@ -117,9 +117,9 @@ class Synthesiser:
     def _members(self) -> list[Member]:
         plan = self._plan
         statistics = self._storage.open("statistics", plan.statistics)
-        dtype = self._engine(plan.num_images).dtype
+        engine = self._engine(plan.num_images)
         return [
-            Member(member.name, model, load_moments(statistics, index), dtype)
+            Member(member.name, model, load_moments(statistics, index), engine.dtype, winograd=engine.winograd)
             for index, (member, model) in enumerate(zip(plan.members, self._models, strict=True))
         ]
 
