@@ -120,25 +120,33 @@ def _data_problems(recipe: Recipe, source: Source) -> list[Problem]:
 
 def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Problem]:
     import torch
+    from torch.nn.modules.batchnorm import _BatchNorm
 
     from teddy_ray import models
+    from teddy_ray.taps import Taps
 
-    problems = []
-    data = recipe.data
+    problems, pool = [], {}
+    data, num_classes = recipe.data, len(source.classes) if source else 2
     lists = {"pool.architectures": recipe.pool.architectures, "evaluation.students": recipe.evaluation.students}
     for key, names in lists.items():
         for name in names:
             try:
                 with torch.device("meta"):
-                    num_classes = len(source.classes) if source else 2
-                    models.build(name, num_classes=num_classes, channels=data.channels, image_size=data.image_size)
+                    model = models.build(
+                        name, num_classes=num_classes, channels=data.channels, image_size=data.image_size
+                    )
             except ValueError as error:
                 problems.append(Problem(key, name, str(error)))
+                continue
+            if key == "pool.architectures":
+                pool[name] = model
     view_size = recipe.synthesis.curriculum.image_size
-    if view_size is not None and not problems:
-        problems += [
-            Problem("synthesis.curriculum.image_size", view_size, f"{name} takes images of data.image_size alone")
-            for name in recipe.pool.architectures
-            if not models.takes_any_size(name)
-        ]
+    for name, model in pool.items():
+        if view_size is not None and not models.takes_any_size(name):
+            remedy = f"leave it out, or {name} out of pool.architectures: it takes images of data.image_size alone"
+            problems.append(Problem("synthesis.curriculum.image_size", view_size, remedy))
+        tapped = [model.get_submodule(layer) for layer in Taps(model).layers]
+        if recipe.statistics.source == "buffers" and not all(isinstance(layer, _BatchNorm) for layer in tapped):
+            remedy = f"{name} has other layers than BatchNorms to match; set it to moments"
+            problems.append(Problem("statistics.source", "buffers", remedy))
     return problems

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,18 @@ class Moments:
         reference = mean_c[:1]
         mu = reference[0] + (p * (mean_c - reference)).sum(0)
         return mu, (p * (var_c + (mean_c - mu).square())).sum(0)
+
+
+def buffer_moments(model: nn.Module) -> dict[str, Moments]:
+    """What the BatchNorms of a model remember of their training, by layer, as moments of one class of all images."""
+    moments = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            mean, var = module.running_mean, module.running_var
+            if mean is not None and var is not None:
+                count = torch.ones(1, dtype=torch.float64)
+                moments[name] = Moments(count, mean.double()[None].cpu(), var.double()[None].cpu())
+    return moments
 
 
 def class_moments(activation: Tensor, labels: Tensor, num_classes: int) -> Moments:

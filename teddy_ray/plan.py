@@ -313,11 +313,12 @@ class Plan:
         """Stage -> (amount, of what), all of it, reused or not."""
         recipe = self.recipe
         num_train, num_members = sum(self.data.counts), len(self.members)
+        num_measured = num_train if recipe.statistics.source == "moments" else 0
         student_images = sum((self.num_images if run.images else num_train) * run.epochs for run in self.students)
         image_steps = self.num_images * recipe.synthesis.steps * recipe.synthesis.models_per_step
         return {
             "pool": (num_train * recipe.pool.snapshots[-1] * len(self.bases), "images x epochs x bases"),
-            "statistics": (num_train * num_members, "images x members"),
+            "statistics": (num_measured * num_members, "images x members"),
             "synthesis": (image_steps, "images x steps x models per step"),
             "labels": (self.num_images * recipe.labels.views * num_members, "images x views x members"),
             "evaluation": (student_images, "images x epochs x students"),

@@ -118,8 +118,9 @@ class Pool(Placed):
 class Statistics(Placed):
     """The targets RM and RV of Eq. 7."""
 
-    source: Result[Literal["moments"]] = "moments"
-    """moments: exact per-class moments from one pass over the data."""
+    source: Result[Literal["moments", "buffers"]] = "moments"
+    """moments: exact per-class moments from one pass over the data. buffers: the running statistics that BatchNorms
+    keep from training, as in the paper; needs scope global and members with BatchNorms alone."""
     scope: Result[Literal["subset", "global", "blend"]] = "subset"
     """Targets of a unit: the mixture of its own classes, of all classes, or both losses blended."""
     blend: Result[Fraction] = 0.5
@@ -417,6 +418,9 @@ def _contradictions(recipe: Recipe) -> Iterable[Problem]:
     for key, scale in scales.items():
         if scale is not None and not scale[0] <= scale[1] <= 1:
             yield Problem(key, list(scale), "should be [low, high] with low <= high <= 1")
+    if recipe.statistics.source == "buffers" and recipe.statistics.scope != "global":
+        remedy = "should be global where statistics.source is buffers: they know no classes"
+        yield Problem("statistics.scope", recipe.statistics.scope, remedy)
     size, grid = recipe.data.image_size, recipe.synthesis.mosaic.grid
     if recipe.synthesis.start == "mosaic" and size % grid:
         yield Problem("synthesis.mosaic.grid", grid, f"should divide data.image_size, {size}")

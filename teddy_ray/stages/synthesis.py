@@ -15,6 +15,7 @@ from torch import nn
 from teddy_ray.checkpoints import Checkpoint
 from teddy_ray.device import describe, prepare, versions
 from teddy_ray.engine import Engine, Machine, choose, inspect_machine
+from teddy_ray.moments import buffer_moments
 from teddy_ray.pixels import to_pixels
 from teddy_ray.plan import ImageSet, Plan, Unit
 from teddy_ray.randomness import generator
@@ -116,11 +117,15 @@ class Synthesiser:
     @cached_property
     def _members(self) -> list[Member]:
         plan = self._plan
-        statistics = self._storage.open("statistics", plan.statistics)
         engine = self._engine(plan.num_images)
+        if plan.recipe.statistics.source == "buffers":
+            moments = [buffer_moments(model) for model in self._models]
+        else:
+            statistics = self._storage.open("statistics", plan.statistics)
+            moments = [load_moments(statistics, index) for index in range(len(plan.members))]
         return [
-            Member(member.name, model, load_moments(statistics, index), engine.dtype, winograd=engine.winograd)
-            for index, (member, model) in enumerate(zip(plan.members, self._models, strict=True))
+            Member(member.name, model, of_member, engine.dtype, winograd=engine.winograd)
+            for member, model, of_member in zip(plan.members, self._models, moments, strict=True)
         ]
 
     def optimise(self, unit: Unit) -> None:

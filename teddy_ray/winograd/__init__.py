@@ -25,8 +25,8 @@ SOURCE = Path(__file__).with_name("winograd.cpp")
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 POINTS = (math.sqrt(0.5), math.sqrt(2.0))
 TRANSFORMED_IN_THE_KERNEL = 2**18
-"""Filters from which they are transformed anew each time: that takes a twentieth of the time, and four times fewer bytes
-are kept and read."""
+"""Number of filters from which they are transformed anew each time: that takes a twentieth of the time, and four times
+fewer bytes are kept and read."""
 
 
 def compiler() -> str | None:

@@ -1,0 +1,102 @@
+"""Which engine is chosen, and that the choice depends on nothing but recipe, unit and machine."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from teddy_ray import engine
+from teddy_ray.engine import Engine, Machine, choose, inspect_machine, mean_step_flops
+from teddy_ray.errors import InputError
+from teddy_ray.matching import member_loss
+from teddy_ray.recipe import parse_recipe
+
+CPU = Machine(device="cpu", threads=1, fast_bf16=False, compiler=True)
+GPU = Machine(device="cuda", threads=1, fast_bf16=True, compiler=True)
+
+
+def make_recipe(architectures=("convnet:width=32",), image_size=32, **synthesis):
+    return parse_recipe(
+        {
+            "name": "test",
+            "data": {"source": "sklearn:digits", "image_size": image_size},
+            "pool": {"architectures": list(architectures)},
+            "synthesis": synthesis,
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        (CPU, ("fp32", True)),
+        (replace(CPU, fast_bf16=True), ("bf16", False)),
+        (replace(CPU, compiler=False), ("fp32", False)),
+        (GPU, ("bf16", False)),
+        (replace(GPU, fast_bf16=False), ("fp32", False)),
+    ],
+)
+def test_auto_takes_what_the_machine_does_fast(machine, expected):
+    chosen = choose(make_recipe(compile=False), 10, 100, machine)
+    assert (chosen.precision, chosen.winograd) == expected
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+def test_what_the_recipe_says_is_taken(machine, precision):
+    chosen = choose(make_recipe(precision=precision, winograd=False, compile=True), 10, 100, machine)
+    assert chosen == Engine(machine.device, precision, winograd=False, compile=True)
+    assert chosen.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+@pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
+def test_compilation_pays_from_a_certain_work_of_the_unit(machine):
+    small = make_recipe(steps=10)
+    large = make_recipe(steps=1_000_000)
+    assert not choose(small, 10, 100, machine).compile
+    assert choose(large, 10, 100, machine).compile
+    assert not choose(large, 10, 100, replace(machine, compiler=False)).compile
+    # what is left to do, or how many units there are, plays no part: more classes do not change the choice
+    assert choose(small, 10, 100, machine) == choose(small, 20_000, 100, machine)
+    assert not choose(make_recipe(steps=10, images_per_class=500), 10, 100, machine).compile
+
+
+def test_a_further_architecture_has_to_pay_for_its_own_compilation():
+    flops = mean_step_flops(make_recipe(), 10)
+    steps = int(1.5 * engine.FLOPS_WORTH_COMPILING["cpu"] / flops / 100)
+    assert choose(make_recipe(steps=steps), 10, 100, CPU).compile
+    two = ("convnet:width=32", "convnet:width=32,norm=group")
+    assert not choose(make_recipe(two, steps=steps), 10, 100, CPU).compile
+
+
+def test_work_of_a_step_is_that_of_the_convolutions_there_and_back():
+    recipe = make_recipe(["convnet:width=8,depth=1"], image_size=16)
+    forward = 2 * 16 * 16 * 8 * 3 * 9 + 2 * 8 * 8 * 8 * 10
+    assert mean_step_flops(recipe, 10) == 2 * forward
+
+
+@pytest.mark.parametrize(
+    ("machine", "part", "told"),
+    [
+        (replace(CPU, compiler=False), {"compile": True}, "synthesis.compile: found True; needs a C++ compiler"),
+        (replace(CPU, compiler=False), {"winograd": True}, "synthesis.winograd: found True; needs a C++ compiler"),
+        (GPU, {"winograd": True}, "synthesis.winograd: found True; is for CPUs in fp32, not for cuda in bf16"),
+        (CPU, {"winograd": True, "precision": "bf16"}, "synthesis.winograd: found True; is for CPUs in fp32, not"),
+    ],
+)
+def test_what_the_machine_cannot_do_is_told(machine, part, told):
+    with pytest.raises(InputError) as caught:
+        choose(make_recipe(**part), 10, 100, machine)
+    assert str(caught.value).startswith(told)
+
+
+def test_this_machine_is_what_torch_says():
+    machine = inspect_machine(torch.device("cpu"))
+    assert machine.device == "cpu"
+    assert machine.threads == torch.get_num_threads()
+
+
+def test_text_names_what_was_chosen():
+    assert str(Engine("cpu", "fp32", winograd=True, compile=True)) == "fp32, Winograd, compiled"
+    assert str(Engine("cuda", "bf16", winograd=False, compile=False)) == "bf16"
+    assert Engine("cpu", "fp32", winograd=False, compile=False).loss is member_loss
