@@ -38,7 +38,7 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 
     Layers keep their names. A BatchNorm without running statistics stays as it is.
     """
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    frozen = copy.deepcopy(model).requires_grad_(False)
     maps = {
         name: FrozenBatchNorm(module)
         for name, module in frozen.named_modules()
@@ -50,4 +50,4 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     for name, module in maps.items():
         parent, _, child = name.rpartition(".")
         setattr(frozen.get_submodule(parent), child, module)
-    return frozen
+    return frozen.eval()
