@@ -41,7 +41,7 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype = torch.float32, *, winogra
     BatchNorms become affine maps, and convolutions that Winograd's algorithm takes use it where told. Layers keep their
     names. A BatchNorm without running statistics stays as it is.
     """
-    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    frozen = copy.deepcopy(model).requires_grad_(False)
     replaced: dict[str, nn.Module] = {}
     for name, module in frozen.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
@@ -55,4 +55,4 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype = torch.float32, *, winogra
     for name, module in replaced.items():
         parent, _, child = name.rpartition(".")
         setattr(frozen.get_submodule(parent), child, module)
-    return frozen
+    return frozen.eval()

@@ -19,6 +19,7 @@ from teddy_ray.flow import Prepared, distill, prepare
 from teddy_ray.progress import Progress
 from teddy_ray.recipe import Recipe, parse_recipe
 from teddy_ray.stages.session import Session
+from teddy_ray.storage import Storage
 from teddy_ray.summary import Summary
 
 TINY: dict[str, Any] = {
@@ -116,6 +117,20 @@ def content_hashes(folder: Path, kind: str) -> dict[str, bytes]:
         for path in sorted(root.rglob("*"))
         if path.is_file() and path.name != "manifest.json"
     }
+
+
+@pytest.fixture
+def bucket() -> Storage:
+    """A store that is no local file system."""
+    pytest.importorskip("fsspec")
+    from fsspec.implementations.memory import MemoryFileSystem
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    memory = MemoryFileSystem()
+    memory.store, memory.pseudo_dirs = {}, [""]
+    storage = Storage("elsewhere")
+    storage.fs, storage.root, storage.is_local = PyFileSystem(FSSpecHandler(memory)), "/bucket", False
+    return storage
 
 
 def processes(title: str) -> list[int]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from teddy_ray.models import ARCHITECTURES, build, freeze
+from teddy_ray.models import ARCHITECTURES, Classifier, build, freeze, takes_any_size
 from teddy_ray.models.resnet import BLOCKS
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
@@ -33,6 +33,17 @@ def test_options_are_set_and_defaults_kept():
     assert [module.num_features for module in norms] == [128] * 3
 
 
+@pytest.mark.parametrize(("norm", "width", "num_groups"), [("instance", 12, 12), ("group", 16, 8), ("layer", 12, 1)])
+def test_a_norm_of_each_image_is_a_norm_of_groups_of_channels(norm, width, num_groups):
+    model = build(f"convnet:width={width},depth=2,norm={norm}", num_classes=2, channels=1, image_size=8)
+    norms = [module for module in model.modules() if isinstance(module, nn.GroupNorm)]
+    assert [(module.num_groups, module.num_channels) for module in norms] == [(num_groups, width)] * 2
+    x = torch.rand(3, width, 4, 4) * 5 + 2
+    groups = norms[0](x).reshape(3, num_groups, -1)
+    torch.testing.assert_close(groups.mean(2), torch.zeros(3, num_groups), rtol=0, atol=1e-5)
+    torch.testing.assert_close(groups.var(2, correction=0), torch.ones(3, num_groups), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("name", "block", "num_blocks"),
     [("resnet18", "basic", 8), ("resnet34", "basic", 16), ("resnet50", "bottleneck", 16)],
@@ -46,6 +57,50 @@ def test_pixels_are_normalised_inside():
     model = freeze(build("convnet:width=4,depth=1", num_classes=2, channels=1, image_size=4))
     x = torch.rand(3, 1, 4, 4)
     torch.testing.assert_close(model(x), model.network((x - 0.5) / 0.25))
+
+
+class Seen(nn.Module):
+    """A network that keeps what it was given."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=dtype))
+
+    def forward(self, x):
+        self.given = x
+        return x * self.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_network_gets_its_own_type_and_pixels_are_normalised_in_theirs(dtype):
+    # 8-bit pixels are too fine for bfloat16: normalised in it, other numbers would come out
+    x = (torch.arange(256.0) / 255).reshape(1, 1, 16, 16)
+    model = Classifier(Seen(dtype), mean=0.4375, std=0.3125).to(dtype)
+    logits = model(x)
+    assert model.network.given.dtype == logits.dtype == dtype
+    assert torch.equal(model.network.given, ((x - 0.4375) / 0.3125).to(dtype))
+
+
+SIZES = (4, 8, 11, 16)
+
+
+@pytest.mark.parametrize("name", SMALL.values())
+def test_model_takes_images_of_any_size_where_it_says_so(name):
+    model = freeze(build(name, num_classes=7, channels=3, image_size=16))
+
+    def takes(size):
+        try:
+            return model(torch.rand(2, 3, size, size)).shape == (2, 7)
+        except RuntimeError:
+            return False
+
+    assert [size for size in SIZES if takes(size)] == (list(SIZES) if takes_any_size(name) else [16])
+
+
+@pytest.mark.parametrize("name", ["convnext", "convnet:wide=8"])
+def test_size_of_a_model_of_no_name_is_not_told(name):
+    with pytest.raises(ValueError, match="should be one of"):
+        takes_any_size(name)
 
 
 @pytest.mark.parametrize(
@@ -65,7 +120,7 @@ def test_pixels_are_normalised_inside():
         ("convnet:width", 8, ["width", "width=128"]),
         ("convnet:width=[8,9]", 8, ["width='[8'", "width=128"]),
         ("convnet:width=8,norm=3", 8, ["norm='3'", "norm=batch"]),
-        ("convnet:norm=layer", 8, ["convnet:norm=layer", "batch, instance, group, none"]),
+        ("convnet:norm=weight", 8, ["convnet:norm=weight", "batch, instance, group, layer, none"]),
         ("convnet:depth=4", 8, ["convnet:depth=4", "16 pixels"]),
         ("convnet", 4, ["convnet", "8 pixels"]),
     ],

@@ -22,21 +22,6 @@ def storage(root):
     return Storage(root[0])
 
 
-@pytest.fixture
-def bucket():
-    """A store that is no local file system."""
-    fsspec = pytest.importorskip("fsspec")
-    from fsspec.implementations.memory import MemoryFileSystem
-    from pyarrow.fs import FSSpecHandler, PyFileSystem
-
-    assert fsspec
-    memory = MemoryFileSystem()
-    memory.store, memory.pseudo_dirs = {}, [""]
-    storage = Storage("elsewhere")
-    storage.fs, storage.root, storage.is_local = PyFileSystem(FSSpecHandler(memory)), "/bucket", False
-    return storage
-
-
 def put(storage, content=b"payload", fingerprint="f" * 32):
     with storage.publish("unit", fingerprint) as draft:
         draft.write("images/a.bin", content)
