@@ -30,6 +30,7 @@ def test_noise_is_grey_and_follows_its_key(channels):
     inside = noise[(noise > 0) & (noise < 255)]
     assert abs(inside.mean() - 127.5) < 2
     assert abs(np.quantile(noise, 0.8413) - 255 * 0.75) < 3  # one standard deviation above the mean
+    assert [(noise == end).mean() for end in (0, 255)] == pytest.approx([0.0228] * 2, abs=0.005)  # what lies beyond
     assert np.array_equal(noise, noise_start(50, channels, 16, (0, "unit A")))
     for key in [(1, "unit A"), (0, "unit B")]:
         assert not np.array_equal(noise, noise_start(50, channels, 16, key))
