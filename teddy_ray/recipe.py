@@ -364,10 +364,15 @@ def _set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[leaf] = value
 
 
+_ALTERNATIVE = re.compile(r"literal\[.*\]|constrained-.*|bool")
+"""Pydantic's names for the types of a key that may be of several, which stand behind the key."""
+
+
 def _to_problem(detail: Any) -> Problem:
-    key = ".".join(str(piece) for piece in detail["loc"] if not str(piece).startswith(("literal[", "constrained-")))
+    pieces = [str(piece) for piece in detail["loc"]]
     if detail["type"] == "extra_forbidden":
-        return Problem(key, detail["input"], _closest_key(detail["loc"]))
+        return Problem(".".join(pieces), detail["input"], _closest_key(detail["loc"]))
+    key = ".".join(piece for piece in pieces if not _ALTERNATIVE.fullmatch(piece))
     if detail["type"] == "tuple_type":
         return Problem(key, detail["input"], f"should be a list, such as [{detail['input']}]")
     if detail["type"] == "missing":
