@@ -112,7 +112,7 @@ def _data_problems(recipe: Recipe, source: Source) -> list[Problem]:
                 "synthesis.images_per_class",
                 needed,
                 f"should be at most {counts.min()}, the training images of class {scarce!r}; with synthesis.start "
-                "noise and no random controls it may be more",
+                "mosaic or noise and no random controls it may be more",
             )
         ]
     return []
