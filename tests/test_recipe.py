@@ -103,6 +103,7 @@ def test_a_recipe_is_frozen(part):
 
 def test_a_dumped_recipe_loads_as_the_same_recipe(recipe_file):
     overrides = ["synthesis.ce_weight=1e-5", "data.classes=['1', '0']", "cluster.wait_s=0", "pool.num_workers=3"]
+    overrides += ["synthesis.compile=true", "synthesis.curriculum={crop_scale: [0.9, 1], image_size: 8}"]
     recipe = load_recipe(DIGITS, overrides)
     dumped = dump_recipe(recipe)
     assert load_recipe(recipe_file(dumped)) == recipe
@@ -121,7 +122,10 @@ pool:
   seeds: [0, -1]
   augmentation: {crop_scale: [0.5], flip: 1}
 statistics: 3
-synthesis: {steps: 0, ce_weight: .nan, num_workers: 0, start: reel}
+synthesis:
+  {steps: 0, ce_weight: .nan, num_workers: 0, start: reel, compile: maybe, precision: fp16, checkpoint_s: -1,
+   normalise_layers: 1, tv_weight: -1, l2_weight: "0",
+   mosaic: {grid: 1, candidates: 0, crop_scale: 0.5}, curriculum: {share: 1, crop_scale: [0, 1], image_size: 3}}
 evaluation: {controls: [random_softt]}
 """
 
@@ -148,7 +152,19 @@ def test_every_problem_is_reported_at_once_with_key_value_and_remedy(recipe_file
         "statistics": (3, "should be an object"),
         "synthesis.steps": (0, "should be greater than or equal to 1"),
         "synthesis.num_workers": (0, "should be greater than or equal to 1, or should be 'auto'"),
-        "synthesis.start": ("reel", "should be 'real' or 'noise'"),
+        "synthesis.start": ("reel", "should be 'real', 'mosaic' or 'noise'"),
+        "synthesis.compile": ("maybe", "should be a valid boolean, or should be 'auto'"),
+        "synthesis.precision": ("fp16", "should be 'auto', 'fp32' or 'bf16'"),
+        "synthesis.checkpoint_s": (-1, "should be greater than or equal to 0"),
+        "synthesis.normalise_layers": (1, "should be a valid boolean"),
+        "synthesis.tv_weight": (-1, "should be greater than or equal to 0"),
+        "synthesis.l2_weight": ("0", "should be a valid number"),
+        "synthesis.mosaic.grid": (1, "should be greater than or equal to 2"),
+        "synthesis.mosaic.candidates": (0, "should be greater than or equal to 1"),
+        "synthesis.mosaic.crop_scale": (0.5, "should be a list, such as [0.5]"),
+        "synthesis.curriculum.share": (1, "should be less than 1"),
+        "synthesis.curriculum.crop_scale.0": (0, "should be greater than 0"),
+        "synthesis.curriculum.image_size": (3, "should be greater than or equal to 4"),
         "evaluation.controls.0": ("random_softt", "should be 'random_soft', 'random_hard' or 'full_data'"),
     }
 
@@ -164,6 +180,9 @@ def test_a_missing_key_of_a_section_is_named():
         ("synthesis.stepps", "did you mean 'steps'? "),
         ("labels.augmentation.flipp", "did you mean 'flip'? "),
         ("cluster.adress", "did you mean 'address'? "),
+        ("synthesis.mosaic.gridd", "did you mean 'grid'? "),
+        ("synthesis.curriculum.crop_size", "did you mean 'crop_scale'? "),
+        ("synthesis.bool", ""),  # also the name of a type
         ("data.qqq", ""),
     ],
 )
@@ -191,7 +210,9 @@ def test_a_name_that_is_no_plain_folder_name_is_refused(name):
     assert set(problems(parse_recipe, {**SMALL, "name": name})) == {"name"}
 
 
-@pytest.mark.parametrize("key", ["data.test_fraction", "data.validation", "statistics.blend"])
+@pytest.mark.parametrize(
+    "key", ["data.test_fraction", "data.validation", "statistics.blend", "synthesis.curriculum.share"]
+)
 @pytest.mark.parametrize("value", ["0", "1", "-0.1", ".inf"])
 def test_a_fraction_lies_between_0_and_1(load, key, value):
     assert set(problems(load, f"{key}={value}")) == {key}
@@ -214,6 +235,11 @@ def test_a_fraction_lies_between_0_and_1(load, key, value):
         ("pool.augmentation.crop_scale=[0.9, 0.2]", "low <= high <= 1"),
         ("labels.augmentation.crop_scale=[0.5, 1.5]", "low <= high <= 1"),
         ("synthesis.augmentation.crop_ratio=[2, 1]", "low <= high"),
+        ("synthesis.mosaic.crop_scale=[0.5, 1.01]", "should be [low, high] with low <= high <= 1"),
+        ("synthesis.mosaic.crop_scale=[0.6, 0.5]", "should be [low, high] with low <= high <= 1"),
+        ("synthesis.curriculum.crop_scale=[0.5, 1.01]", "should be [low, high] with low <= high <= 1"),
+        ("synthesis.curriculum.crop_scale=[0.6, 0.5]", "should be [low, high] with low <= high <= 1"),
+        ("synthesis.curriculum.image_size=33", "should be at most data.image_size, 32"),
         ("synthesis.models_per_step=6", "at most 5, the members of the pool"),
     ],
 )
@@ -223,6 +249,21 @@ def test_a_contradiction_is_refused_with_its_key_and_value(load, override, remed
     assert set(found) == {key}
     assert found[key][0] == yaml.safe_load(value)
     assert remedy in found[key][1]
+
+
+def test_mosaics_whose_grid_does_not_divide_the_images_are_refused(load):
+    overrides = ["synthesis.start=mosaic", "synthesis.mosaic.grid=5", "data.image_size=28"]
+    assert problems(load, *overrides) == {"synthesis.mosaic.grid": (5, "should divide data.image_size, 28")}
+    assert load(*overrides, "synthesis.mosaic.grid=7").synthesis.mosaic.grid == 7
+
+
+@pytest.mark.parametrize("start", ["real", "noise"])
+def test_a_grid_does_not_matter_where_there_are_no_mosaics(load, start):
+    assert load(f"synthesis.start={start}", "synthesis.mosaic.grid=5").synthesis.mosaic.grid == 5
+
+
+def test_views_of_a_curriculum_may_be_as_large_as_the_images(load):
+    assert load("synthesis.curriculum.image_size=32").synthesis.curriculum.image_size == 32
 
 
 def test_all_contradictions_are_reported_at_once(load):
@@ -254,6 +295,14 @@ def test_an_empty_list_of_classes_is_refused(load):
         ("cluster.address=", None),
         ("synthesis.augmentation.flip=false", False),
         ("synthesis.num_workers=auto", "auto"),
+        ("synthesis.compile=auto", "auto"),
+        ("synthesis.compile=true", True),
+        ("synthesis.compile=false", False),
+        ("synthesis.precision=bf16", "bf16"),
+        ("synthesis.mosaic.crop_scale=[0.2, 1]", (0.2, 1.0)),
+        ("synthesis.curriculum.crop_scale=null", None),
+        ("synthesis.curriculum.crop_scale=[1, 1]", (1.0, 1.0)),
+        ("synthesis.checkpoint_s=0", 0.0),
         ("data.source=s3://bucket/a=b", "s3://bucket/a=b"),
     ],
 )
