@@ -12,7 +12,7 @@ from PIL import Image
 
 from teddy_ray import plan as plan_module
 from teddy_ray.plan import STAGES, VERSIONS, DataFacts, Plan
-from teddy_ray.recipe import Part, Recipe, Role, load_recipe, parse_recipe
+from teddy_ray.recipe import Curriculum, Part, Recipe, Role, load_recipe, parse_recipe
 from teddy_ray.sources import open_source
 
 DIGITS = load_recipe(Path(__file__).parents[1] / "pipelines/recipes/digits.yaml")
@@ -33,6 +33,7 @@ LEAVES = dict(leaves())
 RESULT = [key for key, info in LEAVES.items() if Role.RESULT in info.metadata]
 EXECUTION = [key for key, info in LEAVES.items() if Role.EXECUTION in info.metadata]
 DATA = [key for key in RESULT if key.startswith("data.")]
+MOSAIC = [key for key in RESULT if key.startswith("synthesis.mosaic.")]
 
 
 def change(part, key, value):
@@ -67,6 +68,12 @@ def another(value, annotation=None):
     raise AssertionError(value)
 
 
+FULL = change(
+    change(DIGITS, "synthesis.start", "mosaic"), "synthesis.curriculum", Curriculum(crop_scale=(0.9, 1.0), image_size=4)
+)
+"""A recipe of which every result field is used."""
+
+
 def stages(recipe=DIGITS, facts=FACTS):
     return Plan(recipe, facts).stages()
 
@@ -92,7 +99,7 @@ def test_a_fingerprint_is_a_pure_function_of_recipe_and_data():
 
 @pytest.mark.parametrize("key", [key for key in RESULT if key not in DATA])
 def test_every_result_field_changes_the_fingerprint_of_some_stage(key):
-    assert changed(change(DIGITS, key, another(get(DIGITS, key), LEAVES[key].annotation)))
+    assert changed(change(FULL, key, another(get(FULL, key), LEAVES[key].annotation)), base=FULL)
 
 
 @pytest.mark.parametrize("key", EXECUTION)
@@ -108,6 +115,7 @@ def test_the_execution_fields_are_those_that_scripts_count_on():
     assert {"name", "storage", "cluster.address", "cluster.wait_s"} < set(EXECUTION)
     for stage in STAGES:
         assert {f"{stage}.num_workers", f"{stage}.gpus_per_worker"} < set(EXECUTION)
+    assert "synthesis.checkpoint_s" in EXECUTION
 
 
 @pytest.mark.parametrize(
@@ -126,6 +134,18 @@ def test_the_execution_fields_are_those_that_scripts_count_on():
         ("synthesis.threads", "synthesis"),
         ("synthesis.ce_weight", "synthesis"),
         ("synthesis.images_per_class", "synthesis"),
+        ("synthesis.first_layer_factor", "synthesis"),
+        ("synthesis.normalise_layers", "synthesis"),
+        ("synthesis.tv_weight", "synthesis"),
+        ("synthesis.l2_weight", "synthesis"),
+        ("synthesis.start", "synthesis"),
+        ("synthesis.mosaic.grid", "synthesis"),
+        ("synthesis.mosaic.crop_scale", "synthesis"),
+        ("synthesis.curriculum.share", "synthesis"),
+        ("synthesis.curriculum.crop_scale", "synthesis"),
+        ("synthesis.curriculum.image_size", "synthesis"),
+        ("synthesis.precision", "synthesis"),
+        ("synthesis.compile", "synthesis"),
         ("labels.threads", "labels"),
         ("labels.temperature", "labels"),
         ("labels.augmentation.flip", "labels"),
@@ -135,7 +155,25 @@ def test_the_execution_fields_are_those_that_scripts_count_on():
     ],
 )
 def test_a_field_changes_its_own_stage_and_all_that_read_it_and_nothing_before(key, first):
-    assert changed(change(DIGITS, key, another(get(DIGITS, key), LEAVES[key].annotation))) == from_stage(first)
+    recipe = change(FULL, key, another(get(FULL, key), LEAVES[key].annotation))
+    assert changed(recipe, base=FULL) == from_stage(first)
+
+
+@pytest.mark.parametrize("start", ["real", "noise"])
+@pytest.mark.parametrize("key", MOSAIC)
+def test_how_mosaics_are_made_does_not_matter_where_there_are_none(key, start):
+    plain = change(DIGITS, "synthesis.start", start)
+    assert changed(change(plain, key, another(get(plain, key))), base=plain) == set()
+
+
+def test_the_share_of_a_curriculum_matters_only_where_there_is_one():
+    assert changed(change(DIGITS, "synthesis.curriculum.share", 0.3)) == set()
+    for field in ({"crop_scale": (0.9, 1.0)}, {"image_size": 4}):
+        some, others = (
+            change(DIGITS, "synthesis.curriculum", Curriculum(share=share, **field)) for share in (0.3, 0.5)
+        )
+        assert changed(some, base=others) == from_stage("synthesis")
+        assert changed(some) == from_stage("synthesis")
 
 
 def test_the_augmentation_of_synthesis_does_not_matter_to_statistics_of_plain_images():
@@ -327,10 +365,16 @@ def test_a_block_cut_short_by_the_ipc_is_another_unit():
     assert {unit.slots for unit in set(few) & set(many)} == {range(0, 2)}
 
 
-@pytest.mark.parametrize("key", ["seed", "synthesis.steps", "statistics.scope", "pool.batch_size"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *["seed", "synthesis.steps", "statistics.scope", "pool.batch_size", "synthesis.precision", "synthesis.compile"],
+        *["synthesis.mosaic.candidates", "synthesis.curriculum.share", "synthesis.tv_weight"],
+    ],
+)
 def test_whatever_changes_the_bytes_of_units_changes_every_one(key):
-    other = change(DIGITS, key, another(get(DIGITS, key), LEAVES[key].annotation))
-    ours, theirs = ({unit.fingerprint for unit in Plan(recipe, FACTS).units()} for recipe in (DIGITS, other))
+    other = change(FULL, key, another(get(FULL, key), LEAVES[key].annotation))
+    ours, theirs = ({unit.fingerprint for unit in Plan(recipe, FACTS).units()} for recipe in (FULL, other))
     assert not ours & theirs
 
 
