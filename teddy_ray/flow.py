@@ -137,7 +137,11 @@ def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Proble
     view_size = recipe.synthesis.curriculum.image_size
     if view_size is not None and not problems:
         problems += [
-            Problem("synthesis.curriculum.image_size", view_size, f"{name} takes images of data.image_size alone")
+            Problem(
+                "synthesis.curriculum.image_size",
+                view_size,
+                f"leave it out, or {name} out of pool.architectures: it takes images of data.image_size alone",
+            )
             for name in recipe.pool.architectures
             if not models.takes_any_size(name)
         ]
