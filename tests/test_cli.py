@@ -78,6 +78,46 @@ def test_wrong_path_and_wrong_model_are_both_reported(refused: Refused) -> None:
     assert "pool.architectures: found 'alexnet'" in message
 
 
+def test_small_views_and_a_model_of_one_size_are_named_each(refused: Refused) -> None:
+    pool = 'pool.architectures=["resnet18:width=2", "convnet:width=8", "convnet:depth=2"]'
+    message = refused("synthesis.curriculum.image_size=6", pool)
+    assert message.splitlines() == [
+        "teddy-ray: error: synthesis.curriculum.image_size: found 6; "
+        f"leave it out, or {name} out of pool.architectures: it takes images of data.image_size alone"
+        for name in ("convnet:width=8", "convnet:depth=2")
+    ]
+
+
+def test_small_views_are_no_reason_to_hide_a_model_that_does_not_exist(refused: Refused) -> None:
+    message = refused("synthesis.curriculum.image_size=6", "pool.architectures=[convnet, alexnet]")
+    assert "pool.architectures: found 'alexnet'" in message
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ('pool.architectures=["resnet18:width=2"]', "synthesis.curriculum.image_size=6"),
+        ("synthesis.curriculum.crop_scale=[0.9, 1]",),
+        ("synthesis.start=mosaic", "synthesis.images_per_class=500", "evaluation.controls=[full_data]"),
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_what_the_models_and_the_data_allow_is_planned(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], overrides: tuple[str, ...]
+) -> None:
+    flags = [piece for override in overrides for piece in ("--set", override)]
+    assert main(["plan", DIGITS, *flags, "--storage", str(tmp_path)]) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_more_real_images_than_there_are_name_the_scarcest_class(refused: Refused) -> None:
+    message = refused("synthesis.images_per_class=500")
+    assert message == (
+        "teddy-ray: error: synthesis.images_per_class: found 500; should be at most 125, the training images of class "
+        "'8'; with synthesis.start mosaic or noise and no random controls it may be more\n"
+    )
+
+
 def test_storage_that_cannot_be_written(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     message = refused(storage=str(tmp_path / "file" / "below"))
