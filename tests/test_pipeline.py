@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from conftest import Run, content_hashes, copy_artifacts, open_session, tiny
@@ -14,11 +16,13 @@ from conftest import Run, content_hashes, copy_artifacts, open_session, tiny
 from teddy_ray import storage as storage_module
 from teddy_ray.augment import apply_boxes
 from teddy_ray.dataset import check_folder, decode
-from teddy_ray.flow import distill
+from teddy_ray.engine import Machine
+from teddy_ray.flow import distill, prepare
 from teddy_ray.labels import soft_labels
-from teddy_ray.pixels import from_pixels
+from teddy_ray.pixels import from_pixels, to_pixels
 from teddy_ray.plan import STAGES
 from teddy_ray.progress import Progress
+from teddy_ray.recipe import Recipe
 from teddy_ray.stages import evaluation, labels, statistics, synthesis
 from teddy_ray.stages.labels import read_labelled, views_of
 from teddy_ray.stages.pool import load_members
@@ -170,6 +174,77 @@ def test_parts_of_a_set_are_those_of_the_whole(finished: Run) -> None:
         whole = synthesis.read_set(plan, finished.source, finished.storage, images, range(40))
         part = synthesis.read_set(plan, finished.source, finished.storage, images, range(5, 17))
         assert np.array_equal(part, whole[5:17])
+
+
+def starts(recipe: Recipe) -> dict[tuple[int, int], npt.NDArray[np.uint8]]:
+    """What each image (class, slot) of a recipe starts from."""
+    prepared = prepare(recipe)
+    machine = Machine("cpu", 1, fast_bf16=False, compiler=False)
+    worker = synthesis.Synthesiser(prepared.plan, prepared.storage, prepared.source, machine, poster=None)  # type: ignore[arg-type]
+    return {
+        place: image
+        for unit in prepared.plan.units()
+        for place, image in zip(product(unit.classes, unit.slots), worker._start(unit), strict=True)
+    }
+
+
+@pytest.mark.parametrize("start", ["real", "mosaic"])
+def test_start_of_an_image_depends_on_its_class_and_slot_alone(start: str, finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "synthesis", tmp_path)
+    few, many = (
+        starts(tiny(tmp_path, synthesis__start=start, **units))
+        for units in (
+            {"synthesis__images_per_class": 2, "synthesis__slots_per_unit": 2},
+            {"synthesis__images_per_class": 5, "synthesis__slots_per_unit": 3, "synthesis__classes_per_unit": 10},
+        )
+    )
+    assert len(few) == 20
+    assert len(many) == 50 == len({image.tobytes() for image in many.values()})
+    assert all(np.array_equal(image, many[place]) for place, image in few.items())
+
+
+def test_mosaics_are_of_their_own_class_and_run_through_its_images(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "synthesis", tmp_path)
+    whole = {"crop_scale": [1.0, 1.0], "grid": 2, "candidates": 1}
+    views = {"crop_ratio": [1.0, 1.0], "flip": False}
+    recipe = tiny(tmp_path, synthesis__start="mosaic", synthesis__mosaic=whole, synthesis__augmentation=views)
+    train = prepare(recipe).source.train
+    box = np.array([[0.0, 0.0, 1.0, 1.0, 0.0]])
+    for (label, slot), image in starts(recipe).items():
+        order = synthesis.draw_real(train, label, len(train), "start", recipe.seed)
+        taken = train.read(order[np.arange(4 * slot, 4 * slot + 4) % len(order)])
+        small = to_pixels(apply_boxes(from_pixels(taken, torch.device("cpu")), box.repeat(4, 0), 4)).numpy()
+        above, below = np.concatenate([*small[:2]], axis=2), np.concatenate([*small[2:]], axis=2)
+        assert np.array_equal(image, np.concatenate([above, below], axis=1))
+
+
+def test_class_with_fewer_images_than_candidates_gives_them_again(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "synthesis", tmp_path)
+    images = starts(tiny(tmp_path, synthesis__start="mosaic", synthesis__mosaic={"candidates": 30}))
+    assert len({image.tobytes() for image in images.values()}) == 40
+
+
+def test_mosaics_curriculum_and_priors_make_a_set(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "synthesis", tmp_path)
+    recipe = tiny(
+        tmp_path,
+        synthesis__start="mosaic",
+        synthesis__steps=6,
+        synthesis__curriculum={"crop_scale": [0.9, 1.0]},
+        synthesis__tv_weight=0.01,
+        synthesis__l2_weight=0.01,
+        synthesis__normalise_layers=True,
+    )
+    session = open_session(recipe)
+    synthesis.run(session)
+    units = content_hashes(tmp_path, "unit")
+    assert len(units) == 10
+    manifests = [json.loads(path.read_text()) for path in tmp_path.glob("artifacts/unit/*/manifest.json")]
+    for manifest in manifests:
+        losses = np.array(manifest["losses"])
+        assert losses[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
+        assert (losses[:, 1:] > 0).all()  # statistics, cross-entropy and priors
+    assert not (tmp_path / "artifacts" / ".checkpoints").exists()
 
 
 def test_noise_start_and_small_resnet(finished: Run, tmp_path: Path) -> None:
