@@ -11,16 +11,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from teddy_ray.errors import InputError, Problem
+from teddy_ray.kernels.library import compiler
 from teddy_ray.matching import member_loss
 from teddy_ray.models import build
 from teddy_ray.recipe import Recipe
-from teddy_ray.winograd import compiler
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
-FLOPS_WORTH_COMPILING = {"cpu": 5e12, "cuda": 4e14}
-"""Work of a unit, per architecture and CPU thread, from which the warm-up of the compiler pays: a rough two minutes
-on a CPU core and twenty seconds on a GPU, both uncompiled."""
+FLOPS_WORTH_COMPILING = {"cpu": 5e13, "cuda": 4e14}
+"""Work of a unit, per architecture and CPU thread, from which the warm-up of the compiler pays: a rough four minutes
+on a CPU core, where it saves an eighth, and twenty seconds on a GPU, both uncompiled."""
 
 COMPILED_VARIANTS = 64
 """Graphs that a worker may hold: one per architecture, view size and batch size."""
@@ -42,7 +42,7 @@ class Engine:
 
     device: str
     precision: str
-    winograd: bool
+    kernels: bool
     compile: bool
 
     @property
@@ -55,7 +55,7 @@ class Engine:
         return _compiled(self.device) if self.compile else member_loss
 
     def __str__(self) -> str:
-        parts = [self.precision, "Winograd" if self.winograd else "", "compiled" if self.compile else ""]
+        parts = [self.precision, "own kernels" if self.kernels else "", "compiled" if self.compile else ""]
         return ", ".join(part for part in parts if part)
 
 
@@ -72,22 +72,22 @@ def choose(recipe: Recipe, num_classes: int, num_images: int, machine: Machine) 
     Raises InputError where the recipe asks for what the machine cannot do.
     """
     part = recipe.synthesis
-    if not machine.compiler and True in (part.compile, part.winograd):
-        key = "synthesis.compile" if part.compile is True else "synthesis.winograd"
+    if not machine.compiler and True in (part.compile, part.kernels):
+        key = "synthesis.compile" if part.compile is True else "synthesis.kernels"
         raise InputError([Problem(key, True, "needs a C++ compiler on every node; install g++, or leave it at auto")])
     precision = part.precision
     if precision == "auto":
         precision = "bf16" if machine.fast_bf16 else "fp32"
     suited = machine.device == "cpu" and precision == "fp32"
-    if part.winograd is True and not suited:
+    if part.kernels is True and not suited:
         remedy = f"is for CPUs in fp32, not for {machine.device} in {precision}; leave it at auto"
-        raise InputError([Problem("synthesis.winograd", True, remedy)])
+        raise InputError([Problem("synthesis.kernels", True, remedy)])
     compiled = part.compile
     if compiled == "auto":
         work = num_images * part.steps * part.models_per_step * mean_step_flops(recipe, num_classes)
         worth = FLOPS_WORTH_COMPILING[machine.device] * machine.threads * len(recipe.pool.architectures)
         compiled = machine.compiler and work > worth
-    return Engine(machine.device, precision, part.winograd is not False and suited and machine.compiler, compiled)
+    return Engine(machine.device, precision, part.kernels is not False and suited and machine.compiler, compiled)
 
 
 def mean_step_flops(recipe: Recipe, num_classes: int) -> float:

@@ -141,7 +141,6 @@ def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Proble
             if key == "pool.architectures":
                 pool[name] = model
     view_size = recipe.synthesis.curriculum.image_size
-<<<<<<< HEAD
     for name, model in pool.items():
         if view_size is not None and not models.takes_any_size(name):
             remedy = f"leave it out, or {name} out of pool.architectures: it takes images of data.image_size alone"
@@ -150,16 +149,4 @@ def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Proble
         if recipe.statistics.source == "buffers" and not all(isinstance(layer, _BatchNorm) for layer in tapped):
             remedy = f"{name} has other layers than BatchNorms to match; set it to moments"
             problems.append(Problem("statistics.source", "buffers", remedy))
-=======
-    if view_size is not None and not problems:
-        problems += [
-            Problem(
-                "synthesis.curriculum.image_size",
-                view_size,
-                f"leave it out, or {name} out of pool.architectures: it takes images of data.image_size alone",
-            )
-            for name in recipe.pool.architectures
-            if not models.takes_any_size(name)
-        ]
->>>>>>> tests-small
     return problems

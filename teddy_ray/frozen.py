@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from teddy_ray.winograd import WinogradConv2d, fits
+from teddy_ray.kernels.winograd import WinogradConv2d, fits
 
 
 class FrozenBatchNorm(nn.Module):
@@ -35,18 +35,18 @@ class FrozenBatchNorm(nn.Module):
         return torch.addcmul(self.shift.view(shape), x.to(self.scale.dtype), self.scale.view(shape)).to(x.dtype)
 
 
-def frozen_copy(model: nn.Module, dtype: torch.dtype = torch.float32, *, winograd: bool = False) -> nn.Module:
+def frozen_copy(model: nn.Module, dtype: torch.dtype = torch.float32, *, kernels: bool = False) -> nn.Module:
     """A copy for passes with weights that never change, as `dtype`, channels-last.
 
-    BatchNorms become affine maps, and convolutions that Winograd's algorithm takes use it where told. Layers keep their
-    names. A BatchNorm without running statistics stays as it is.
+    BatchNorms become affine maps; with `kernels`, convolutions use Winograd's algorithm where they fit. Layers keep
+    their names. A BatchNorm without running statistics stays as it is.
     """
     frozen = copy.deepcopy(model).requires_grad_(False)
     replaced: dict[str, nn.Module] = {}
     for name, module in frozen.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
             replaced[name] = FrozenBatchNorm(module)
-        elif winograd and fits(module):
+        elif kernels and fits(module):
             assert isinstance(module, nn.Conv2d)
             replaced[name] = WinogradConv2d(module)
     if dtype != torch.float32:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from teddy_ray.kernels.moments import channel_moments
 from teddy_ray.moments import Moments
 from teddy_ray.taps import Taps
 
@@ -62,11 +63,13 @@ def layer_weights(moments: Sequence[Moments], *, first_layer_factor: float, norm
     return [w / num**0.5 if normalise else w for w, num in zip(factors, channels, strict=True)]
 
 
-def statistics_loss(activations: Sequence[Tensor], targets: Sequence[Target], weights: Sequence[float]) -> Tensor:
+def statistics_loss(
+    activations: Sequence[Tensor], targets: Sequence[Target], weights: Sequence[float], *, kernels: bool = False
+) -> Tensor:
     """The sum over layers l in Eq. 7. activations: per layer (n channels positions); weights: w_l. Returns a scalar."""
     loss = 0.0
     for index, (activation, w) in enumerate(zip(activations, weights, strict=True)):
-        mu, var = batch_moments(activation, targets[0].RM[index])
+        mu, var = batch_moments(activation, targets[0].RM[index], kernels=kernels)
         for target in targets:
             distance = torch.linalg.vector_norm(mu - target.RM[index])
             distance = distance + torch.linalg.vector_norm(var - target.RV[index])
@@ -75,12 +78,14 @@ def statistics_loss(activations: Sequence[Tensor], targets: Sequence[Target], we
     return loss
 
 
-def batch_moments(activation: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
+def batch_moments(activation: Tensor, near: Tensor, *, kernels: bool = False) -> tuple[Tensor, Tensor]:
     """Mean and biased variance (channels,) of (n channels positions), in float32 at least.
 
     Both sums in one pass, around `near` (channels,): with the mean that is aimed at, no digits are lost where the
-    mean is much larger than sigma.
+    mean is much larger than sigma. kernels: by the CPU's own kernel, in float32.
     """
+    if kernels:
+        return channel_moments(activation, near)
     x = activation.to(torch.promote_types(activation.dtype, torch.float32))
     if not torch.compiler.is_compiling():  # each operation would be a pass of its own
         var, mu = torch.var_mean(x, dim=(0, 2), correction=0)
@@ -99,7 +104,9 @@ def member_loss(
     *,
     u: float,
     weights: Sequence[float],
+    kernels: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One member's two terms in Eq. 7: statistics and u CE. views: A(S_B), (n c h w); y: (n,). Returns two scalars."""
     logits = model(views).to(views.dtype)
-    return statistics_loss(taps.take(), targets, weights), u * functional.cross_entropy(logits, y)
+    statistics = statistics_loss(taps.take(), targets, weights, kernels=kernels)
+    return statistics, u * functional.cross_entropy(logits, y)

@@ -193,8 +193,9 @@ class Synthesis(Placed):
     """Of activations and weights; statistics, losses and images are fp32 always. auto: what the device does fast."""
     compile: Result[bool | Literal["auto"]] = "auto"
     """Compile the models with torch.compile. auto: where a unit's work is worth the warm-up."""
-    winograd: Result[bool | Literal["auto"]] = "auto"
-    """3x3 convolutions by Winograd's algorithm, on CPUs in fp32. auto: where there is a C++ compiler to build it."""
+    kernels: Result[bool | Literal["auto"]] = "auto"
+    """On CPUs in fp32: own C++ kernels, 3x3 convolutions by Winograd's algorithm and statistics in one pass. auto:
+    where there is a C++ compiler to build them."""
     checkpoint_s: Execution[NonNegative] = 60.0
     """Seconds between two checkpoints of a unit: what a lost worker costs at most."""
 

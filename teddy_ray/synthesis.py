@@ -33,7 +33,7 @@ BETAS = (0.5, 0.9)
 class Member:
     """A model of the pool, frozen for good and tapped, with the moments of the data at its taps.
 
-    moments: by layer; dtype, winograd: what the model computes in and how.
+    moments: by layer; dtype, kernels: what the model computes in and how.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Member:
         moments: Mapping[str, Moments],
         dtype: torch.dtype = torch.float32,
         *,
-        winograd: bool = False,
+        kernels: bool = False,
     ) -> None:
-        self.name = name
-        self.model = frozen_copy(model, dtype, winograd=winograd)
+        self.name, self.kernels = name, kernels
+        self.model = frozen_copy(model, dtype, kernels=kernels)
         # entered for good: a compiled program is tied to its hooks
         self.taps = Taps(self.model).__enter__()
         self.moments = [moments[layer] for layer in self.taps.layers]
@@ -137,6 +137,7 @@ def optimise(
                     targets[theta],
                     u=part.ce_weight,
                     weights=weights[theta],
+                    kernels=members[theta].kernels,
                 )
                 (own,) = torch.autograd.grad(statistics + ce, x)
             except (MemoryError, RuntimeError) as error:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from teddy_ray.frozen import FrozenBatchNorm
-from teddy_ray.winograd import WinogradConv2d
+from teddy_ray.kernels.winograd import WinogradConv2d
 
 CHANNEL_AXIS: dict[type[nn.Module], int] = {
     FrozenBatchNorm: 1,

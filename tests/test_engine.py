@@ -38,14 +38,14 @@ def make_recipe(architectures=("convnet:width=32",), image_size=32, **synthesis)
 )
 def test_auto_takes_what_the_machine_does_fast(machine, expected):
     chosen = choose(make_recipe(compile=False), 10, 100, machine)
-    assert (chosen.precision, chosen.winograd) == expected
+    assert (chosen.precision, chosen.kernels) == expected
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("machine", [CPU, GPU], ids=["cpu", "gpu"])
 def test_what_the_recipe_says_is_taken(machine, precision):
-    chosen = choose(make_recipe(precision=precision, winograd=False, compile=True), 10, 100, machine)
-    assert chosen == Engine(machine.device, precision, winograd=False, compile=True)
+    chosen = choose(make_recipe(precision=precision, kernels=False, compile=True), 10, 100, machine)
+    assert chosen == Engine(machine.device, precision, kernels=False, compile=True)
     assert chosen.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
@@ -79,9 +79,9 @@ def test_work_of_a_step_is_that_of_the_convolutions_there_and_back():
     ("machine", "part", "told"),
     [
         (replace(CPU, compiler=False), {"compile": True}, "synthesis.compile: found True; needs a C++ compiler"),
-        (replace(CPU, compiler=False), {"winograd": True}, "synthesis.winograd: found True; needs a C++ compiler"),
-        (GPU, {"winograd": True}, "synthesis.winograd: found True; is for CPUs in fp32, not for cuda in bf16"),
-        (CPU, {"winograd": True, "precision": "bf16"}, "synthesis.winograd: found True; is for CPUs in fp32, not"),
+        (replace(CPU, compiler=False), {"kernels": True}, "synthesis.kernels: found True; needs a C++ compiler"),
+        (GPU, {"kernels": True}, "synthesis.kernels: found True; is for CPUs in fp32, not for cuda in bf16"),
+        (CPU, {"kernels": True, "precision": "bf16"}, "synthesis.kernels: found True; is for CPUs in fp32, not"),
     ],
 )
 def test_what_the_machine_cannot_do_is_told(machine, part, told):
@@ -97,6 +97,6 @@ def test_this_machine_is_what_torch_says():
 
 
 def test_text_names_what_was_chosen():
-    assert str(Engine("cpu", "fp32", winograd=True, compile=True)) == "fp32, Winograd, compiled"
-    assert str(Engine("cuda", "bf16", winograd=False, compile=False)) == "bf16"
-    assert Engine("cpu", "fp32", winograd=False, compile=False).loss is member_loss
+    assert str(Engine("cpu", "fp32", kernels=True, compile=True)) == "fp32, own kernels, compiled"
+    assert str(Engine("cuda", "bf16", kernels=False, compile=False)) == "bf16"
+    assert Engine("cpu", "fp32", kernels=False, compile=False).loss is member_loss

@@ -5,8 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from teddy_ray import winograd
-from teddy_ray.winograd import TRANSFORMED_IN_THE_KERNEL, WinogradConv2d, compiler, fits
+from teddy_ray.kernels import winograd
+from teddy_ray.kernels.library import compiler, library
+from teddy_ray.kernels.winograd import TRANSFORMED_IN_THE_KERNEL, WinogradConv2d, fits
 
 torch.set_num_threads(1)
 
@@ -117,17 +118,17 @@ def test_operator_keeps_torchs_rules():
 def test_library_is_built_once_and_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):
-        winograd._library.cache_clear()
-        winograd._library()
+        library.cache_clear()
+        library()
     assert [path.suffix for path in (tmp_path / "teddy_ray").iterdir()] == [".so"]
-    winograd._library.cache_clear()
+    library.cache_clear()
 
 
 def test_compiler_that_refuses_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
-    winograd._library.cache_clear()
-    with pytest.raises(RuntimeError, match=r"false -O3 .*winograd.cpp.* failed"):
-        winograd._library()
-    winograd._library.cache_clear()
+    library.cache_clear()
+    with pytest.raises(RuntimeError, match=r"false -O3 .*moments.cpp .*winograd.cpp.* failed"):
+        library()
+    library.cache_clear()
     assert not list((tmp_path / "teddy_ray").iterdir())

@@ -124,7 +124,7 @@ class Synthesiser:
             statistics = self._storage.open("statistics", plan.statistics)
             moments = [load_moments(statistics, index) for index in range(len(plan.members))]
         return [
-            Member(member.name, model, of_member, engine.dtype, winograd=engine.winograd)
+            Member(member.name, model, of_member, engine.dtype, kernels=engine.kernels)
             for member, model, of_member in zip(plan.members, self._models, moments, strict=True)
         ]
 

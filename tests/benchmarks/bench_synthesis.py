@@ -118,7 +118,7 @@ def our_loop(case: Case, device: torch.device, engine: Engine) -> Callable[[int]
         y = torch.arange(NUM_CLASSES, device=device)
         activations = zip(taps.layers, taps.take(), strict=True)
         moments: dict[str, Moments] = {layer: class_moments(a, y, NUM_CLASSES) for layer, a in activations}
-    member = Member("only", model, moments, engine.dtype, winograd=engine.winograd)
+    member = Member("only", model, moments, engine.dtype, kernels=engine.kernels)
     del model, x, taps
 
     def run(steps: int) -> None:

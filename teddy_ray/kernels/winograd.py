@@ -7,31 +7,18 @@ one.
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import hashlib
 import math
-import os
-import shutil
-import subprocess
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-SOURCE = Path(__file__).with_name("winograd.cpp")
-FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+from teddy_ray.kernels.library import library
+
 POINTS = (math.sqrt(0.5), math.sqrt(2.0))
 TRANSFORMED_IN_THE_KERNEL = 2**18
 """Number of filters from which they are transformed anew each time: that takes a twentieth of the time, and four times
 fewer bytes are kept and read."""
-
-
-def compiler() -> str | None:
-    """The C++ compiler that is there: $CXX or g++."""
-    return shutil.which(os.environ.get("CXX", "g++"))
 
 
 class WinogradConv2d(nn.Module):
@@ -60,8 +47,8 @@ def fits(module: nn.Module) -> bool:
         and module.weight.dtype == torch.float32
         and (module.kernel_size, module.stride, module.padding) == ((3, 3), (1, 1), (1, 1))
         and (module.dilation, module.groups, module.padding_mode) == ((1, 1), 1, "zeros")
-        and module.in_channels % _library().panel() == 0 == module.out_channels % _library().panel()
-        and max(module.in_channels, module.out_channels) <= _library().most_channels()
+        and module.in_channels % library().panel() == 0 == module.out_channels % library().panel()
+        and max(module.in_channels, module.out_channels) <= library().most_channels()
     )
 
 
@@ -73,8 +60,8 @@ def _convolve(x: Tensor, weight: Tensor, backward_weight: Tensor) -> Tensor:
     assert weight.is_contiguous()
     y = torch.empty((n, d, h, w), dtype=x.dtype, memory_format=torch.channels_last)
     sizes = (n, h, w, c, d, transformed, torch.get_num_threads())
-    scratch = torch.empty(_library().scratch(*sizes))
-    _library().convolve(*(tensor.data_ptr() for tensor in (x, weight, y, scratch)), *sizes)
+    scratch = torch.empty(library().scratch(*sizes))
+    library().convolve(*(tensor.data_ptr() for tensor in (x, weight, y, scratch)), *sizes)
     return y
 
 
@@ -110,7 +97,7 @@ def _pack(weight: Tensor) -> Tensor:
     Not four-dimensional, or the compiler would lay them out as an image, channels-last.
     """
     d, c = weight.shape[:2]
-    p = _library().panel()
+    p = library().panel()
     if d * c >= TRANSFORMED_IN_THE_KERNEL:
         return weight.reshape(-1, p, c * 9).transpose(1, 2).contiguous()
     tiles = _transform(weight)
@@ -129,37 +116,3 @@ def _transform(weight: Tensor) -> Tensor:
     ]
     G = torch.tensor(rows, dtype=torch.float64)
     return torch.einsum("ai,dcij,bj->abdc", G, weight.double(), G).float()
-
-
-@functools.cache
-def _library() -> Any:
-    """The compiled source, built once per machine and kept in the user's cache.
-
-    Raises RuntimeError where there is no compiler, or it refuses.
-    """
-    cpu = next((line for line in _cpuinfo().splitlines() if line.startswith(("flags", "Features"))), "")
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, cpu]).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teddy_ray"
-    target = folder / f"winograd-{key}.so"
-    if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as build:
-            built = Path(build) / target.name
-            command = [compiler() or "g++", *FLAGS, str(SOURCE), "-o", str(built)]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-            if result.returncode:
-                raise RuntimeError(f"{' '.join(command)} failed: {result.stderr.strip()}")
-            built.replace(target)  # another process never sees half a file
-    library = ctypes.CDLL(str(target))
-    library.convolve.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_long] * 7
-    library.scratch.argtypes = [ctypes.c_long] * 7
-    for function in (library.scratch, library.panel, library.most_channels):
-        function.restype = ctypes.c_long
-    return library
-
-
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""

@@ -1,0 +1,62 @@
+"""The kernels as a shared library, built once per machine and kept in the user's cache."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp")))
+FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
+LONG, POINTER = ctypes.c_long, ctypes.c_void_p
+SIGNATURES = {  # of winograd.cpp and moments.cpp: what is returned, what is given
+    "panel": (LONG, []),
+    "most_channels": (LONG, []),
+    "scratch": (LONG, [LONG] * 7),
+    "convolve": (None, [POINTER] * 4 + [LONG] * 7),
+    "moments_scratch": (LONG, [LONG] * 2),
+    "channel_moments": (None, [POINTER] * 5 + [LONG] * 3),
+}
+
+
+def compiler() -> str | None:
+    """The C++ compiler that is there: $CXX or g++."""
+    return shutil.which(os.environ.get("CXX", "g++"))
+
+
+@functools.cache
+def library() -> Any:
+    """The kernels. Raises RuntimeError where there is no compiler, or it refuses."""
+    # built for this CPU, and the cache may be shared by others
+    cpu = next((line for line in _cpuinfo().splitlines() if line.startswith(("flags", "Features"))), "")
+    texts = [path.read_text() for path in SOURCES]
+    key = hashlib.sha256("\n".join([*texts, *FLAGS, cpu]).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teddy_ray"
+    target = folder / f"kernels-{key}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as build:
+            built = Path(build) / target.name
+            command = [compiler() or "g++", *FLAGS, *map(str, SOURCES), "-o", str(built)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+            if result.returncode:
+                raise RuntimeError(f"{' '.join(command)} failed: {result.stderr.strip()}")
+            built.replace(target)  # another process never sees half a file
+    kernels = ctypes.CDLL(str(target))
+    for name, (returned, given) in SIGNATURES.items():
+        function = getattr(kernels, name)
+        function.restype, function.argtypes = returned, given
+    return kernels
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return ""
