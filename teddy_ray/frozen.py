@@ -49,9 +49,7 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype = torch.float32, *, kernels
         elif kernels and fits(module):
             assert isinstance(module, nn.Conv2d)
             replaced[name] = WinogradConv2d(module)
-    if dtype != torch.float32:
-        frozen = frozen.to(dtype)
-    frozen = frozen.to(memory_format=torch.channels_last)
+    frozen = frozen.to(dtype).to(memory_format=torch.channels_last)
     for name, module in replaced.items():
         parent, _, child = name.rpartition(".")
         setattr(frozen.get_submodule(parent), child, module)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from teddy_ray.kernels.library import library
 
 POINTS = (math.sqrt(0.5), math.sqrt(2.0))
-TRANSFORMED_IN_THE_KERNEL = 2**18
+TRANSFORMED_IN_THE_KERNEL = 2**16
 """Number of filters from which they are transformed anew each time: that takes a twentieth of the time, and four times
 fewer bytes are kept and read."""
 

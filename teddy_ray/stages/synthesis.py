@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from teddy_ray.checkpoints import Checkpoint
-from teddy_ray.device import describe, prepare, versions
+from teddy_ray.device import describe, keep_freed_memory, prepare, versions
 from teddy_ray.engine import Engine, Machine, choose, inspect_machine
 from teddy_ray.moments import buffer_moments
 from teddy_ray.pixels import to_pixels
@@ -107,6 +107,7 @@ class Synthesiser:
         part = plan.recipe.synthesis
         self._plan, self._storage, self._train, self._poster = plan, storage, source.train, poster
         self._device, self._machine = prepare(part.threads, part.gpus_per_worker), machine
+        keep_freed_memory()
 
     @cached_property
     def _models(self) -> list[nn.Module]:

@@ -199,6 +199,7 @@ def serve(kind: str, case: Case, gpus: int, threads: int, pipe: Connection) -> N
         machine = inspect_machine(device)
         precision = "bf16" if machine.fast_bf16 else "fp32"
         engine = Engine(machine.device, precision, machine.device == "cpu" and precision == "fp32", compile=True)
+        devices.keep_freed_memory()
         run = our_loop(case, device, engine)
         pipe.send(str(engine))
     else:
