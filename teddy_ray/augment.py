@@ -56,9 +56,10 @@ def views_of_step(part: Synthesis, step: int) -> tuple[Augmentation, int | None]
     2023, move its lower end so).
     """
     curriculum = part.curriculum
-    done = step / (curriculum.share * part.steps)
-    if done >= 1:
+    num_steps = round(curriculum.share * part.steps)
+    if step >= num_steps:
         return part.augmentation, None
+    done = step / num_steps
     augmentation = part.augmentation
     if curriculum.crop_scale is not None:
         low, high = (

@@ -142,7 +142,7 @@ def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Proble
                 pool[name] = model
     view_size = recipe.synthesis.curriculum.image_size
     for name, model in pool.items():
-        if view_size is not None and not models.takes_any_size(name):
+        if view_size not in (None, data.image_size) and not models.takes_any_size(name):
             remedy = f"leave it out, or {name} out of pool.architectures: it takes images of data.image_size alone"
             problems.append(Problem("synthesis.curriculum.image_size", view_size, remedy))
         tapped = [model.get_submodule(layer) for layer in Taps(model).layers]

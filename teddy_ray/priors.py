@@ -1,4 +1,4 @@
-"""Optional priors on the synthetic images themselves, as in DeepInversion (Yin et al., CVPR 2020, section 3.1)."""
+"""Optional priors on the synthetic images themselves: those of DeepInversion (Yin et al., CVPR 2020), as plain sums."""
 
 from __future__ import annotations
 

@@ -301,8 +301,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), values: Mapping
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     """Check a nested mapping and freeze it. Raises InputError with every problem."""
-    sections = {key for key, info in Recipe.model_fields.items() if isinstance(info.default, Part)}
-    tree = {key: {} if value is None and key in sections else value for key, value in tree.items()}
+    tree = _with_empty_sections(Recipe, tree)
     try:
         # By way of JSON, so that strict checking still takes a list where a tuple is meant.
         text = json.dumps(tree, default=str)
@@ -315,6 +314,16 @@ def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     if problems := list(_contradictions(recipe)):
         raise InputError(problems)
     return recipe
+
+
+def _with_empty_sections(part: type[Part], tree: Mapping[str, Any]) -> dict[str, Any]:
+    """A section whose keys are all commented out is null in YAML: it means the defaults."""
+    filled = dict(tree)
+    for key, info in part.model_fields.items():
+        if isinstance(info.default, Part) and key in tree:
+            value = {} if tree[key] is None else tree[key]
+            filled[key] = _with_empty_sections(type(info.default), value) if isinstance(value, dict) else value
+    return filled
 
 
 def dump_recipe(recipe: Recipe) -> str:

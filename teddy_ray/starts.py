@@ -17,6 +17,9 @@ from teddy_ray.recipe import Augmentation, Mosaic
 
 Pixels = npt.NDArray[np.uint8]
 
+BATCH_SIZE = 200
+"""Candidates scored at once."""
+
 
 def noise_start(num: int, channels: int, image_size: int, key: Sequence[str | int]) -> Pixels:
     """Grey images with Gaussian noise, (num channels image_size image_size)."""
@@ -44,7 +47,7 @@ def mosaic_start(
     places, size = part.grid**2, real.shape[-1]
     boxes = np.concatenate([draw_boxes(crops, generator("mosaic", *key), places * part.candidates) for key in keys])
     x = from_pixels(real, device)
-    best = _scores(models, apply_boxes(x, boxes), label).view(-1, part.candidates).argmin(1).cpu()
+    best = _scores(models, x, boxes, label).view(-1, part.candidates).argmin(1).cpu()
     chosen = torch.arange(len(best)) * part.candidates + best
     patches = apply_boxes(x[chosen.to(device)], _rows(boxes, chosen), size // part.grid)
     grid = patches.unflatten(0, (len(keys), part.grid, part.grid))  # image, row, column, c, height, width
@@ -53,9 +56,15 @@ def mosaic_start(
 
 
 @torch.inference_mode()
-def _scores(models: Sequence[nn.Module], x: Tensor, label: int) -> Tensor:
-    y = torch.full((len(x),), label, device=x.device)
-    return torch.stack([functional.cross_entropy(model(x), y, reduction="none") for model in models]).mean(0)
+def _scores(models: Sequence[nn.Module], x: Tensor, boxes: Boxes, label: int) -> Tensor:
+    """The models' mean cross-entropy on the view of each image, (n,)."""
+    scores = []
+    for first in range(0, len(x), BATCH_SIZE):
+        views = apply_boxes(x[first : first + BATCH_SIZE], boxes[first : first + BATCH_SIZE])
+        y = torch.full((len(views),), label, device=x.device)
+        each = [functional.cross_entropy(model(views), y, reduction="none") for model in models]
+        scores.append(torch.stack(each).mean(0))
+    return torch.cat(scores)
 
 
 def _rows(boxes: Boxes, index: Tensor) -> Boxes:

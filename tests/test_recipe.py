@@ -369,3 +369,10 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
         assert problems(load_recipe, path)["RECIPE"][0] == str(path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\xd8")
     assert set(problems(load_recipe, tmp_path / "binary.yaml")) == {"RECIPE"}
+
+
+def test_sections_without_a_key_mean_their_defaults_at_every_depth():
+    tree = {"name": "a", "data": {"source": "sklearn:digits"}}
+    empty = {**tree, "pool": None, "synthesis": {"curriculum": None, "mosaic": None, "augmentation": {}}}
+    assert parse_recipe(empty) == parse_recipe(tree)
+    assert problems(parse_recipe, {**tree, "synthesis": {"curriculum": 3}}).keys() == {"synthesis.curriculum"}

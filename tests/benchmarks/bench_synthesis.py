@@ -9,6 +9,7 @@ rate of any single convolution of the model. On a GPU: `python tests/benchmarks/
 from __future__ import annotations
 
 import argparse
+import importlib
 import multiprocessing
 import resource
 import statistics
@@ -191,6 +192,7 @@ def peak_mb(device: torch.device) -> float:
 def serve(kind: str, case: Case, gpus: int, threads: int, pipe: Connection) -> None:
     """A process of its own: takes numbers of steps, gives (seconds, result, peak MB above imports)."""
     device = devices.prepare(threads, gpus)
+    importlib.import_module("torch._inductor.compile_fx")  # which torch.compile would import later
     before = peak_mb(device)
     if kind == "plain":
         torch.use_deterministic_algorithms(False)
