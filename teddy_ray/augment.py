@@ -41,11 +41,12 @@ def apply_boxes(images: Tensor, boxes: Boxes, size: int | None = None) -> Tensor
     """
     n, _, height, width = images.shape
     assert boxes.shape == (n, 5), (boxes.shape, n)
-    rows = _interpolation(boxes[:, 0], boxes[:, 2], height, size or height)
-    columns = _interpolation(boxes[:, 1], boxes[:, 3], width, size or width)
-    columns = np.where(boxes[:, 4, None, None] > 0, columns[:, ::-1], columns)
-    row_matrix = torch.from_numpy(rows).to(images)[:, None]  # n 1 size h
-    column_matrix = torch.from_numpy(columns).to(images)[:, None]  # n 1 size w
+    # the matrices are made on the device, of few numbers
+    top, left, box_height, box_width, mirrored = torch.from_numpy(boxes).to(images.device, non_blocking=True).T
+    rows = _interpolation(top, box_height, height, size or height)
+    columns = _interpolation(left, box_width, width, size or width)
+    columns = torch.where(mirrored[:, None, None] > 0, columns.flip(1), columns)
+    row_matrix, column_matrix = (matrix[:, None].to(images.dtype) for matrix in (rows, columns))
     return row_matrix @ images @ column_matrix.transpose(-1, -2)
 
 
@@ -70,18 +71,18 @@ def views_of_step(part: Synthesis, step: int) -> tuple[Augmentation, int | None]
     return augmentation, curriculum.image_size
 
 
-def _interpolation(start: Array, extent: Array, size: int, new_size: int) -> Array:
-    """(n new_size size) matrices that resample the interval [start, start + extent], edges repeated.
+def _interpolation(start: Tensor, extent: Tensor, size: int, new_size: int) -> Tensor:
+    """(n new_size size) matrices that resample the interval [start, start + extent], edges repeated, in float64.
 
     Where pixels become fewer, each new one is a mean over all that it covers.
     """
-    centres = (np.arange(new_size) + 0.5) / new_size
+    pixels = torch.arange(max(size, new_size), dtype=start.dtype, device=start.device)
+    centres = (pixels[:new_size] + 0.5) / new_size
     position = (start[:, None] + centres * extent[:, None]) * size - 0.5
-    position = np.clip(position, 0, size - 1)
-    reach = np.maximum(extent * size / new_size, 1.0)[:, None, None]
-    weights: Array = np.maximum(1.0 - np.abs(position[:, :, None] - np.arange(size)) / reach, 0.0)
-    weights /= weights.sum(2, keepdims=True)
-    return weights
+    position = position.clamp(0, size - 1)
+    reach = (extent * size / new_size).clamp(min=1.0)[:, None, None]
+    weights = (1.0 - (position[:, :, None] - pixels[:size]).abs() / reach).clamp(min=0.0)
+    return weights / weights.sum(2, keepdim=True)
 
 
 def _between(uniform: Array, low: Array | float, high: Array | float) -> Array:

@@ -25,6 +25,7 @@ def prepare(threads: int, gpus: float) -> torch.device:
     # filling costs a pass over every new tensor; all of ours are written whole
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False  # fp32 is to mean fp32
     return torch.device("cuda" if gpus > 0 and torch.cuda.is_available() else "cpu")
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from teddy_ray.errors import InputError, Problem
-from teddy_ray.kernels.library import compiler
+from teddy_ray.kernels.library import can_build
+from teddy_ray.kernels.library import compiler as find_compiler
 from teddy_ray.matching import member_loss
 from teddy_ray.models import build
 from teddy_ray.recipe import Recipe
@@ -22,7 +24,7 @@ FLOPS_WORTH_COMPILING = {"cpu": 5e13, "cuda": 4e14}
 """Work of a unit, per architecture and CPU thread, from which the warm-up of the compiler pays: a rough four minutes
 on a CPU core, where it saves an eighth, and twenty seconds on a GPU, both uncompiled."""
 
-COMPILED_VARIANTS = 64
+COMPILED_VARIANTS = 256
 """Graphs that a worker may hold: one per architecture, view size and batch size."""
 
 
@@ -34,6 +36,7 @@ class Machine:
     threads: int
     fast_bf16: bool
     compiler: bool
+    kernels: bool
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Engine:
     device: str
     precision: str
     kernels: bool
-    compile: bool
+    compile: bool | Literal["graphs"]
 
     @property
     def dtype(self) -> torch.dtype:
@@ -52,18 +55,22 @@ class Engine:
     @property
     def loss(self) -> Callable[..., Any]:
         """`matching.member_loss`, compiled or not."""
-        return _compiled(self.device) if self.compile else member_loss
+        return _compiled(self.device, self.compile == "graphs") if self.compile else member_loss
 
     def __str__(self) -> str:
-        parts = [self.precision, "own kernels" if self.kernels else "", "compiled" if self.compile else ""]
+        how = {False: "", True: "compiled", "graphs": "compiled into CUDA graphs"}[self.compile]
+        parts = [self.precision, "own kernels" if self.kernels else "", how]
         return ", ".join(part for part in parts if part)
 
 
 def inspect_machine(device: torch.device) -> Machine:
     """What this machine can do."""
     if device.type == "cuda":
-        return Machine("cuda", 1, torch.cuda.get_device_capability(device) >= (8, 0), True)
-    return Machine("cpu", torch.get_num_threads(), _cpu_has_fast_bf16(), compiler() is not None)
+        capability = torch.cuda.get_device_capability(device)
+        compiler = capability >= (7, 0) and find_spec("triton") is not None
+        return Machine("cuda", 1, fast_bf16=capability >= (8, 0), compiler=compiler, kernels=False)
+    threads = torch.get_num_threads()
+    return Machine("cpu", threads, _cpu_has_fast_bf16(), find_compiler() is not None, can_build())
 
 
 def choose(recipe: Recipe, num_classes: int, num_images: int, machine: Machine) -> Engine:
@@ -72,22 +79,30 @@ def choose(recipe: Recipe, num_classes: int, num_images: int, machine: Machine) 
     Raises InputError where the recipe asks for what the machine cannot do.
     """
     part = recipe.synthesis
-    if not machine.compiler and True in (part.compile, part.kernels):
-        key = "synthesis.compile" if part.compile is True else "synthesis.kernels"
-        raise InputError([Problem(key, True, "needs a C++ compiler on every node; install g++, or leave it at auto")])
     precision = part.precision
     if precision == "auto":
         precision = "bf16" if machine.fast_bf16 else "fp32"
-    suited = machine.device == "cpu" and precision == "fp32"
-    if part.kernels is True and not suited:
+    kernels = part.kernels
+    if kernels == "auto":
+        kernels = machine.kernels and precision == "fp32"
+    elif kernels and (machine.device != "cpu" or precision != "fp32"):
         remedy = f"is for CPUs in fp32, not for {machine.device} in {precision}; leave it at auto"
+        raise InputError([Problem("synthesis.kernels", True, remedy)])
+    elif kernels and not machine.kernels:
+        remedy = "cannot be built; install g++ with OpenMP on every node, or leave it at auto"
         raise InputError([Problem("synthesis.kernels", True, remedy)])
     compiled = part.compile
     if compiled == "auto":
         work = num_images * part.steps * part.models_per_step * mean_step_flops(recipe, num_classes)
         worth = FLOPS_WORTH_COMPILING[machine.device] * machine.threads * len(recipe.pool.architectures)
         compiled = machine.compiler and work > worth
-    return Engine(machine.device, precision, part.kernels is not False and suited and machine.compiler, compiled)
+    elif compiled and not machine.compiler:
+        needed = {"cpu": "g++", "cuda": "Triton and a GPU of capability 7.0 or later"}[machine.device]
+        remedy = f"needs {needed} on every node; install it, or leave it at auto"
+        raise InputError([Problem("synthesis.compile", compiled, remedy)])
+    if compiled == "graphs" and machine.device != "cuda":
+        raise InputError([Problem("synthesis.compile", compiled, "is for GPUs; set it to auto, true or false")])
+    return Engine(machine.device, precision, kernels, compiled)
 
 
 def mean_step_flops(recipe: Recipe, num_classes: int) -> float:
@@ -109,17 +124,23 @@ def _step_flops(architecture: str, num_classes: int, channels: int, image_size: 
 
 
 @functools.cache
-def _compiled(device: str) -> Callable[..., Any]:
-    # A program per architecture: weights are its inputs, so all members of one share it.
+def _compiled(device: str, graphs: bool) -> Callable[..., Any]:
+    # A program per architecture: weights are its inputs, so all members of one share it. Nothing may fall back to
+    # uncompiled code in silence: what a worker ran before must not decide how it runs a unit.
+    import torch._dynamo
+    import torch._inductor.config  # seconds, which only those who compile should pay
+
     torch._dynamo.config.recompile_limit = COMPILED_VARIANTS
-    if device == "cpu":
-        return torch.compile(member_loss, dynamic=False)
-    # reduce-overhead captures CUDA graphs: small models are bound by launches
-    graphed = torch.compile(member_loss, dynamic=False, mode="reduce-overhead")
+    if hasattr(torch._inductor.config, "deterministic"):  # or the fastest reduction is chosen by the clock
+        torch._inductor.config.deterministic = device == "cuda"
+    mode = "reduce-overhead" if graphs else None
+    program = torch.compile(member_loss, dynamic=False, fullgraph=True, mode=mode)
+    if not graphs:
+        return program
 
     def loss(*arguments: Any, **settings: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()  # what the last call gave has been added up by now
-        return graphed(*arguments, **settings)
+        return program(*arguments, **settings)
 
     return loss
 

@@ -166,6 +166,8 @@ class Plan:
 
     @cached_property
     def statistics(self) -> str:
+        if self.recipe.statistics.source == "buffers":
+            return fingerprint("statistics", source="buffers", pool=self.pool)
         fields = result_fields(self.recipe.statistics)
         del fields["scope"], fields["blend"]  # how moments are used, not what they are
         if self.recipe.statistics.view == "augmented":
@@ -189,7 +191,9 @@ class Plan:
             del fields["mosaic"]
         if synthesis.curriculum.crop_scale is None and synthesis.curriculum.image_size is None:
             del fields["curriculum"]
-        fields |= {"scope": self.recipe.statistics.scope, "blend": self.recipe.statistics.blend}
+        fields["scope"] = self.recipe.statistics.scope
+        if self.recipe.statistics.scope == "blend":
+            fields["blend"] = self.recipe.statistics.blend
         for slots in _blocks(synthesis.images_per_class, synthesis.slots_per_unit):
             for classes in _blocks(len(self.data.classes), synthesis.classes_per_unit):
                 yield Unit(

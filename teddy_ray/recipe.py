@@ -191,8 +191,9 @@ class Synthesis(Placed):
     wherever this divides it; small blocks carry poor statistics."""
     precision: Result[Literal["auto", "fp32", "bf16"]] = "auto"
     """Of activations and weights; statistics, losses and images are fp32 always. auto: what the device does fast."""
-    compile: Result[bool | Literal["auto"]] = "auto"
-    """Compile the models with torch.compile. auto: where a unit's work is worth the warm-up."""
+    compile: Result[bool | Literal["auto", "graphs"]] = "auto"
+    """Compile the models with torch.compile; graphs: into CUDA graphs. auto: where a unit's work is worth the
+    warm-up, without graphs."""
     kernels: Result[bool | Literal["auto"]] = "auto"
     """On CPUs in fp32: own C++ kernels, 3x3 convolutions by Winograd's algorithm and statistics in one pass. auto:
     where there is a C++ compiler to build them."""

@@ -178,6 +178,12 @@ class Storage:
     def has(self, stage: str, fingerprint: str) -> bool:
         return self.is_file(f"artifacts/{stage}/{fingerprint}/{MANIFEST}")
 
+    def published(self, stage: str) -> set[str]:
+        """The fingerprints of all artifacts of a stage, by one listing."""
+        selector = pafs.FileSelector(f"{self.root}/artifacts/{stage}", allow_not_found=True, recursive=True)
+        manifests = (entry.path for entry in self.fs.get_file_info(selector) if entry.base_name == MANIFEST)
+        return {path.rsplit("/", 2)[1] for path in manifests}
+
     def open(self, stage: str, fingerprint: str) -> Artifact:
         path = f"artifacts/{stage}/{fingerprint}"
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -83,7 +84,8 @@ class State:
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], device: torch.device) -> State:
         """From a checkpoint."""
-        on_device = {name: value.to(device) for name, value in tensors.items() if name != "step"}
+        # copied, for what is read from a file is aligned otherwise, and low bits of products may follow that
+        on_device = {name: value.to(device, copy=True) for name, value in tensors.items() if name != "step"}
         return cls(step=int(tensors["step"]), **on_device)
 
     def mean_losses(self, last: int) -> list[float]:
@@ -121,41 +123,40 @@ def optimise(
     losses, checked, looked = state.losses, state.step, time.monotonic()
 
     for step in range(state.step, part.steps):
-        drawn = _draw(members, recipe, key, step)
-        augmentation, size = views_of_step(part, step)
-        boxes = draw_boxes(augmentation, generator("crop", recipe.seed, key, step), len(S))
-        views = apply_boxes(S, boxes, size)
-        gradient = torch.zeros_like(views)
-        for index, theta in enumerate(drawn):
-            x = views.detach().requires_grad_()
-            try:
-                statistics, ce = loss(
-                    members[theta].model,
-                    members[theta].taps,
-                    x,
-                    y,
-                    targets[theta],
-                    u=part.ce_weight,
-                    weights=weights[theta],
-                    kernels=members[theta].kernels,
-                )
-                (own,) = torch.autograd.grad(statistics + ce, x)
-            except (MemoryError, RuntimeError) as error:
-                raise _told(error, key, step, members[theta]) from error
-            gradient += own / len(drawn)
-            losses[step, index, 0] = statistics.detach()
-            # a gradient that is not finite spoils the images under a loss that is: it counts as the loss
-            losses[step, index, 1] = torch.where(torch.isfinite(own).all(), ce.detach(), torch.nan)
-        (S.grad,) = torch.autograd.grad(views, S, gradient)
-        if part.tv_weight or part.l2_weight:
-            term = prior(S, part.tv_weight, part.l2_weight)
-            S.grad += torch.autograd.grad(term, S)[0]
-            losses[step, :, 2] = term.detach()
-        for group in optimiser.param_groups:
-            group["lr"] = part.learning_rate * (1 + math.cos(math.pi * step / part.steps)) / 2
-        optimiser.step()
-        with torch.no_grad():
-            S.clamp_(0, 1)
+        with _named(key, step):
+            drawn = _draw(members, recipe, key, step)
+            augmentation, size = views_of_step(part, step)
+            boxes = draw_boxes(augmentation, generator("crop", recipe.seed, key, step), len(S))
+            views = apply_boxes(S, boxes, size)
+            gradient = torch.zeros_like(views)
+            for index, theta in enumerate(drawn):
+                with _named(key, step, members[theta]):
+                    x = views.detach().requires_grad_()
+                    statistics, ce = loss(
+                        members[theta].model,
+                        members[theta].taps,
+                        x,
+                        y,
+                        targets[theta],
+                        u=part.ce_weight,
+                        weights=weights[theta],
+                        kernels=members[theta].kernels,
+                    )
+                    (own,) = torch.autograd.grad(statistics + ce, x)
+                    gradient += own / len(drawn)
+                losses[step, index, 0] = statistics.detach()
+                # a gradient that is not finite, or whose square is not, spoils the images under a loss that is finite
+                losses[step, index, 1] = torch.where(own.square().sum().isfinite(), ce.detach(), torch.nan)
+            (S.grad,) = torch.autograd.grad(views, S, gradient)
+            if part.tv_weight or part.l2_weight:
+                term = prior(S, part.tv_weight, part.l2_weight)
+                S.grad += torch.autograd.grad(term, S)[0]
+                losses[step, :, 2] = term.detach()
+            for group in optimiser.param_groups:
+                group["lr"] = part.learning_rate * (1 + math.cos(math.pi * step / part.steps)) / 2
+            optimiser.step()
+            with torch.no_grad():
+                S.clamp_(0, 1)
         if step + 1 == part.steps or time.monotonic() - looked >= LOOK_EVERY_S:
             _check_finite(losses[checked : step + 1], checked, key, members, recipe)
             checked, looked = step + 1, time.monotonic()
@@ -190,10 +191,16 @@ def _check_finite(losses: Tensor, first_step: int, key: str, members: Sequence[M
         )
 
 
-def _told(error: Exception, key: str, step: int, member: Member) -> Exception:
-    """Of an error in a model, one that names it and says what to do."""
-    item = f"unit {key}, step {step}, member {member.name}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        remedy = "out of memory; lower synthesis.slots_per_unit or synthesis.classes_per_unit: fewer images at once"
-        return StageError("synthesis", item, remedy)
-    return StageError("synthesis", item, f"{type(error).__name__}: {error}")
+@contextlib.contextmanager
+def _named(key: str, step: int, member: Member | None = None) -> Iterator[None]:
+    """Of an error in a step, one that says where it was and what to do."""
+    try:
+        yield
+    except (StageError, torch.AcceleratorError):  # told already; the device's own fault: another one may do it
+        raise
+    except (MemoryError, RuntimeError) as error:
+        item = f"unit {key}, step {step}" + (f", member {member.name}" if member else "")
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            remedy = "out of memory; lower synthesis.slots_per_unit or synthesis.classes_per_unit: fewer images at once"
+            raise StageError("synthesis", item, remedy) from error
+        raise StageError("synthesis", item, f"{type(error).__name__}: {error}") from error

@@ -11,8 +11,8 @@ from teddy_ray.errors import InputError
 from teddy_ray.matching import member_loss
 from teddy_ray.recipe import parse_recipe
 
-CPU = Machine(device="cpu", threads=1, fast_bf16=False, compiler=True)
-GPU = Machine(device="cuda", threads=1, fast_bf16=True, compiler=True)
+CPU = Machine(device="cpu", threads=1, fast_bf16=False, compiler=True, kernels=True)
+GPU = Machine(device="cuda", threads=1, fast_bf16=True, compiler=True, kernels=False)
 
 
 def make_recipe(architectures=("convnet:width=32",), image_size=32, **synthesis):
@@ -31,7 +31,7 @@ def make_recipe(architectures=("convnet:width=32",), image_size=32, **synthesis)
     [
         (CPU, ("fp32", True)),
         (replace(CPU, fast_bf16=True), ("bf16", False)),
-        (replace(CPU, compiler=False), ("fp32", False)),
+        (replace(CPU, kernels=False), ("fp32", False)),
         (GPU, ("bf16", False)),
         (replace(GPU, fast_bf16=False), ("fp32", False)),
     ],
@@ -78,8 +78,10 @@ def test_work_of_a_step_is_that_of_the_convolutions_there_and_back():
 @pytest.mark.parametrize(
     ("machine", "part", "told"),
     [
-        (replace(CPU, compiler=False), {"compile": True}, "synthesis.compile: found True; needs a C++ compiler"),
-        (replace(CPU, compiler=False), {"kernels": True}, "synthesis.kernels: found True; needs a C++ compiler"),
+        (replace(CPU, compiler=False), {"compile": True}, "synthesis.compile: found True; needs g++ on every node"),
+        (replace(GPU, compiler=False), {"compile": True}, "synthesis.compile: found True; needs Triton and a GPU of"),
+        (CPU, {"compile": "graphs"}, "synthesis.compile: found 'graphs'; is for GPUs"),
+        (replace(CPU, kernels=False), {"kernels": True}, "synthesis.kernels: found True; cannot be built; install g++"),
         (GPU, {"kernels": True}, "synthesis.kernels: found True; is for CPUs in fp32, not for cuda in bf16"),
         (CPU, {"kernels": True, "precision": "bf16"}, "synthesis.kernels: found True; is for CPUs in fp32, not"),
     ],
@@ -88,6 +90,11 @@ def test_what_the_machine_cannot_do_is_told(machine, part, told):
     with pytest.raises(InputError) as caught:
         choose(make_recipe(**part), 10, 100, machine)
     assert str(caught.value).startswith(told)
+
+
+def test_graphs_are_taken_only_where_asked_for():
+    assert choose(make_recipe(compile="graphs"), 10, 100, GPU).compile == "graphs"
+    assert choose(make_recipe(steps=1_000_000), 10, 100, GPU).compile is True
 
 
 def test_this_machine_is_what_torch_says():
@@ -99,4 +106,5 @@ def test_this_machine_is_what_torch_says():
 def test_text_names_what_was_chosen():
     assert str(Engine("cpu", "fp32", kernels=True, compile=True)) == "fp32, own kernels, compiled"
     assert str(Engine("cuda", "bf16", kernels=False, compile=False)) == "bf16"
+    assert str(Engine("cuda", "bf16", kernels=False, compile="graphs")) == "bf16, compiled into CUDA graphs"
     assert Engine("cpu", "fp32", kernels=False, compile=False).loss is member_loss

@@ -69,7 +69,9 @@ def another(value, annotation=None):
 
 
 FULL = change(
-    change(DIGITS, "synthesis.start", "mosaic"), "synthesis.curriculum", Curriculum(crop_scale=(0.9, 1.0), image_size=4)
+    change(change(DIGITS, "statistics.scope", "blend"), "synthesis.start", "mosaic"),
+    "synthesis.curriculum",
+    Curriculum(crop_scale=(0.9, 1.0), image_size=4),
 )
 """A recipe of which every result field is used."""
 
@@ -407,3 +409,15 @@ def test_work_is_counted_in_full():
         "evaluation": 3 * (3 * 100 * 300 + 200 * 30),
     }
     assert Plan(DIGITS, FACTS).label_bytes == 100 * 100 * 10 * 2
+
+
+def test_weight_of_a_blend_does_not_matter_where_nothing_is_blended():
+    assert changed(change(DIGITS, "statistics.blend", 0.3)) == set()
+
+
+def test_buffers_do_not_depend_on_how_moments_would_have_been_taken():
+    base = change(change(DIGITS, "statistics.scope", "global"), "statistics.source", "buffers")
+    assert changed(base) >= from_stage("statistics")
+    for key, value in {"statistics.view": "plain", "statistics.chunk_size": 7, "statistics.threads": 3}.items():
+        assert changed(change(base, key, value), base=base) == set()
+    assert changed(change(base, "synthesis.augmentation.flip", True), base=base) == from_stage("synthesis")

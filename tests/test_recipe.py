@@ -153,7 +153,7 @@ def test_every_problem_is_reported_at_once_with_key_value_and_remedy(recipe_file
         "synthesis.steps": (0, "should be greater than or equal to 1"),
         "synthesis.num_workers": (0, "should be greater than or equal to 1, or should be 'auto'"),
         "synthesis.start": ("reel", "should be 'real', 'mosaic' or 'noise'"),
-        "synthesis.compile": ("maybe", "should be a valid boolean, or should be 'auto'"),
+        "synthesis.compile": ("maybe", "should be a valid boolean, or should be 'auto' or 'graphs'"),
         "synthesis.precision": ("fp16", "should be 'auto', 'fp32' or 'bf16'"),
         "synthesis.checkpoint_s": (-1, "should be greater than or equal to 0"),
         "synthesis.normalise_layers": (1, "should be a valid boolean"),

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
+from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 
 from teddy_ray import synthesis
 from teddy_ray.errors import StageError
+from teddy_ray.kernels.winograd import WinogradConv2d
 from teddy_ray.matching import layer_weights, make_targets, member_loss
 from teddy_ray.models import build, freeze
 from teddy_ray.moments import class_moments
@@ -38,8 +40,8 @@ class Loaded:
     model: Any
     moments: Any
 
-    def ready(self, dtype=torch.float32):
-        return Member(self.name, self.model, self.moments, dtype)
+    def ready(self, dtype=torch.float32, *, kernels=False):
+        return Member(self.name, self.model, self.moments, dtype, kernels=kernels)
 
 
 @dataclass(frozen=True)
@@ -99,9 +101,9 @@ def start():
     return noise_start(len(LABELS), 1, 8, ("start",))
 
 
-def run(start, members, recipe, key="unit A", labels=LABELS, dtype=torch.float32, **options):
+def run(start, members, recipe, key="unit A", labels=LABELS, dtype=torch.float32, kernels=False, **options):
     """A unit from its first step to its last."""
-    ready = [member.ready(dtype) for member in members]
+    ready = [member.ready(dtype, kernels=kernels) for member in members]
     for state in optimise(State.begin(start, recipe, CPU), labels, ready, recipe, key=key, **options):
         last = state
     assert last.step == recipe.synthesis.steps
@@ -251,25 +253,45 @@ FEATURES = {
         "curriculum": Curriculum(crop_scale=(0.9, 1.0), share=0.5),
     },
 }
+ENGINES = {"plain": {}, "bf16": {"dtype": torch.bfloat16}, "kernels": {"kernels": True}}
+
+
+@pytest.fixture(scope="module")
+def wide(digits):
+    """Members whose second convolution is one for the kernels."""
+    names = ["convnet:width=32,depth=2", "convnet:width=32,depth=2,norm=group"]
+    return [loaded(name, build(name, num_classes=10, channels=1, image_size=8), digits) for name in names]
 
 
 @pytest.mark.parametrize("features", FEATURES)
-@pytest.mark.parametrize("stop", [1, 7, 11])
-def test_unit_that_goes_on_from_a_checkpoint_gives_the_same_bytes(stop, features, members, start, looks_at_every_step):
-    recipe = make_recipe(steps=12, **FEATURES[features])
-    ready = [member.ready() for member in members]
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("stop", [1, 11])
+def test_unit_that_goes_on_from_a_checkpoint_gives_the_same_bytes(
+    stop, engine, features, wide, start, looks_at_every_step
+):
+    recipe, form = make_recipe(steps=12, **FEATURES[features]), ENGINES[engine]
+    ready = [member.ready(**form) for member in wide]
     for state in optimise(State.begin(start, recipe, CPU), LABELS, ready, recipe, key="unit A"):
         if state.step == stop:
-            saved = {name: tensor.clone() for name, tensor in state.tensors().items()}
+            saved = load(save({name: tensor.contiguous() for name, tensor in state.tensors().items()}))
             break
     torch.manual_seed(99)
     resumed = State.from_tensors(saved, CPU)
     assert resumed.step == stop
-    anew = [member.ready() for member in members]  # as another worker would
+    anew = [member.ready(**form) for member in wide]  # as another worker would
     *_, last = optimise(resumed, LABELS, anew, recipe, key="unit A")
     assert both(Result(to_pixels(last.images).numpy(), last.losses.mean(1).numpy())) == both(
-        run(start, members, recipe)
+        run(start, wide, recipe, **form)
     )
+
+
+def test_kernels_come_near_the_librarys(wide, start):
+    recipe = make_recipe(steps=1, augmentation=IDENTITY)
+    plain, own = (run(start, wide, recipe, kernels=kernels) for kernels in (False, True))
+    np.testing.assert_allclose(own.losses[0], plain.losses[0], rtol=1e-5)
+    for member in wide:
+        kinds = {type(module) for module in member.ready(kernels=True).model.modules()}
+        assert WinogradConv2d in kinds
 
 
 def spoil(members, at, where, value):
@@ -438,14 +460,15 @@ def test_curriculum_ends_with_the_views_of_the_augmentation(mixed, start):
     assert seen == [4] * 4 + [8] * 4
 
 
-def test_compiled_loss_gives_what_the_loss_gives(members, start):
-    """One program for all members of an architecture, the same bytes each time."""
+def test_compiled_loss_gives_what_the_loss_gives(wide, start):
+    """One program for all members of an architecture, kernels inside, the same bytes each time."""
     torch._dynamo.reset()
     counter = torch._dynamo.testing.CompileCounterWithBackend("inductor")
-    compiled = torch.compile(member_loss, backend=counter, dynamic=False)
-    recipe = make_recipe(models_per_step=3)
-    plain = run(start, members, recipe)
-    first, second = (run(start, members, recipe, loss=compiled) for _ in range(2))
+    compiled = torch.compile(member_loss, backend=counter, dynamic=False, fullgraph=True)
+    members = [wide[0], replace(wide[0], name="another", model=copy.deepcopy(wide[0].model))]
+    recipe = make_recipe()
+    plain = run(start, members, recipe, kernels=True)
+    first, second = (run(start, members, recipe, kernels=True, loss=compiled) for _ in range(2))
     assert counter.frame_count == 1
     assert both(first) == both(second)
     np.testing.assert_allclose(first.losses[0], plain.losses[0], rtol=1e-5)

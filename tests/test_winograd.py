@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from teddy_ray.kernels import winograd
-from teddy_ray.kernels.library import compiler, library
+from teddy_ray.kernels.library import can_build, compiler, identity, library
 from teddy_ray.kernels.winograd import TRANSFORMED_IN_THE_KERNEL, WinogradConv2d, fits
 
 torch.set_num_threads(1)
@@ -58,12 +58,12 @@ def test_value_and_gradient_are_those_of_the_convolution(n, c, d, h, w, bias, tr
 
 
 def test_many_filters_are_kept_as_they_are():
-    few, many = (WinogradConv2d(convolution(c, c)) for c in (256, 512))
-    assert 512**2 >= TRANSFORMED_IN_THE_KERNEL > 256**2
-    assert few.weight.numel() == 36 * 256**2
-    assert many.weight.numel() == 9 * 512**2
-    x = images(2, 512, 4, 4)
-    direct = convolution(512, 512)
+    few, many = (WinogradConv2d(convolution(c, c)) for c in (128, 256))
+    assert 256**2 >= TRANSFORMED_IN_THE_KERNEL > 128**2
+    assert few.weight.numel() == 36 * 128**2
+    assert many.weight.numel() == 9 * 256**2
+    x = images(2, 256, 4, 4)
+    direct = convolution(256, 256)
     reference = functional.conv2d(x.double(), direct.weight.double(), padding=1)
     assert distance(many(x), reference) < 4e-6
 
@@ -128,7 +128,30 @@ def test_compiler_that_refuses_is_told(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("CXX", "false")
     library.cache_clear()
+    identity.cache_clear()
+    assert not can_build()
     with pytest.raises(RuntimeError, match=r"false -O3 .*moments.cpp .*winograd.cpp.* failed"):
         library()
     library.cache_clear()
+    identity.cache_clear()
     assert not list((tmp_path / "teddy_ray").iterdir())
+
+
+def test_cache_that_cannot_be_written_is_no_hindrance(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # a folder cannot lie in it
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    library.cache_clear()
+    assert can_build()
+    library.cache_clear()
+    assert [path.suffix for path in tmp_path.glob("teddy_ray-*/*")] == [".so"]
+
+
+def test_no_images_give_no_images():
+    layer = WinogradConv2d(convolution(32, 64))
+    assert layer(images(0, 32, 4, 4)).shape == (0, 64, 4, 4)
+
+
+def test_other_types_are_refused():
+    with pytest.raises(AssertionError):
+        WinogradConv2d(convolution(32, 32))(images(1, 32, 4, 4).double())

@@ -30,17 +30,31 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "g++"))
 
 
+def can_build() -> bool:
+    """Whether the kernels are there or can be built."""
+    try:
+        library()
+    except (RuntimeError, OSError):  # no compiler, one that refuses, no OpenMP, a cache where nothing may run
+        return False
+    return True
+
+
 @functools.cache
-def library() -> Any:
-    """The kernels. Raises RuntimeError where there is no compiler, or it refuses."""
-    # built for this CPU, and the cache may be shared by others
+def identity() -> str:
+    """What the kernels' bytes depend on: their sources, the compiler, the kind of CPU it builds for."""
+    version = [compiler() or "g++", "--version"]
+    built_with = subprocess.run(version, capture_output=True, text=True, check=False).stdout  # noqa: S603
     cpu = next((line for line in _cpuinfo().splitlines() if line.startswith(("flags", "Features"))), "")
     texts = [path.read_text() for path in SOURCES]
-    key = hashlib.sha256("\n".join([*texts, *FLAGS, cpu]).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "teddy_ray"
-    target = folder / f"kernels-{key}.so"
+    return hashlib.sha256("\n".join([*texts, *FLAGS, built_with, cpu]).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def library() -> Any:
+    """The kernels. Raises RuntimeError or OSError where there is no compiler, or it refuses."""
+    target = _folder() / f"kernels-{identity()}.so"
     if not target.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = target.parent
         with tempfile.TemporaryDirectory(dir=folder) as build:
             built = Path(build) / target.name
             command = [compiler() or "g++", *FLAGS, *map(str, SOURCES), "-o", str(built)]
@@ -53,6 +67,17 @@ def library() -> Any:
         function = getattr(kernels, name)
         function.restype, function.argtypes = returned, given
     return kernels
+
+
+def _folder() -> Path:
+    """The user's cache, or a folder of the system's temporary one where that cannot be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "teddy_ray"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.gettempdir()) / f"teddy_ray-{os.getuid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder
 
 
 def _cpuinfo() -> str:

@@ -23,8 +23,9 @@ def channel_moments(activation: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
 def _channel_moments(activation: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     rows = activation.transpose(1, 2).contiguous()  # n positions channels: as a channels-last activation lies
     num_rows, c = rows.shape[0] * rows.shape[1], rows.shape[2]
-    mean, var, near = torch.empty(c), torch.empty(c), near.contiguous()
-    scratch = torch.empty(library().moments_scratch(num_rows, c))
+    assert rows.dtype == near.dtype == torch.float32 and near.shape == (c,)  # noqa: PT018
+    mean, var, near = rows.new_empty(c), rows.new_empty(c), near.contiguous()
+    scratch = rows.new_empty(library().moments_scratch(num_rows, c))
     pointers = (tensor.data_ptr() for tensor in (rows, near, mean, var, scratch))
     library().channel_moments(*pointers, num_rows, c, torch.get_num_threads())
     return mean, var

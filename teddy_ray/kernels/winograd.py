@@ -26,6 +26,7 @@ class WinogradConv2d(nn.Module):
 
     weight: Tensor
     backward_weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
@@ -33,7 +34,8 @@ class WinogradConv2d(nn.Module):
         # back to the input: the same convolution with its filters turned and its channels exchanged
         self.register_buffer("weight", _pack(weight), persistent=False)
         self.register_buffer("backward_weight", _pack(weight.flip(2, 3).transpose(0, 1)), persistent=False)
-        self.bias = None if convolution.bias is None else convolution.bias.detach()
+        bias = None if convolution.bias is None else convolution.bias.detach()
+        self.register_buffer("bias", bias, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = _convolve(x, self.weight, self.backward_weight)
@@ -57,10 +59,12 @@ def _convolve(x: Tensor, weight: Tensor, backward_weight: Tensor) -> Tensor:
     x = x.contiguous(memory_format=torch.channels_last)
     n, c, h, w = x.shape
     d, transformed = _filters(weight, c)
-    assert weight.is_contiguous()
+    assert weight.is_contiguous() and x.dtype == weight.dtype == torch.float32  # noqa: PT018
     y = torch.empty((n, d, h, w), dtype=x.dtype, memory_format=torch.channels_last)
+    if not y.numel():
+        return y
     sizes = (n, h, w, c, d, transformed, torch.get_num_threads())
-    scratch = torch.empty(library().scratch(*sizes))
+    scratch = x.new_empty(library().scratch(*sizes))
     library().convolve(*(tensor.data_ptr() for tensor in (x, weight, y, scratch)), *sizes)
     return y
 

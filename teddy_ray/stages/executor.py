@@ -62,6 +62,8 @@ def outcome_of(reference: ray.ObjectRef[Any]) -> Outcome:
     except RayActorError as error:
         return Lost(str(error), why="setup" if error.actor_init_failed else "worker")
     except RayTaskError as error:
+        if isinstance(error.cause, torch.AcceleratorError):  # its device is of no use any more
+            return Lost(str(error.cause))
         if isinstance(error.cause, MemoryError | torch.OutOfMemoryError):
             return Lost(str(error.cause), why="memory")
         return Failed(error)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,8 @@ from torch import nn
 from teddy_ray.checkpoints import Checkpoint
 from teddy_ray.device import describe, keep_freed_memory, prepare, versions
 from teddy_ray.engine import Engine, Machine, choose, inspect_machine
+from teddy_ray.errors import InputError, Problem
+from teddy_ray.kernels.library import identity
 from teddy_ray.moments import buffer_moments
 from teddy_ray.pixels import to_pixels
 from teddy_ray.plan import ImageSet, Plan, Unit
@@ -31,6 +36,7 @@ from teddy_ray.starts import mosaic_start, noise_start
 from teddy_ray.storage import Storage
 from teddy_ray.synthesis import Member, State, optimise
 
+MANIFESTS_AT_ONCE = 1000
 CURVE_POINTS = 50
 """Points of a unit's loss curve that its manifest keeps."""
 
@@ -39,7 +45,8 @@ def run(session: Session) -> None:
     """Optimise the units that are not there yet, then publish the list of all."""
     started = time.monotonic()
     plan, storage, part = session.plan, session.storage, session.recipe.synthesis
-    num_missing = sum(not storage.has("unit", unit.fingerprint) for unit in plan.units())
+    published = storage.published("unit")
+    num_missing = sum(unit.fingerprint not in published for unit in plan.units())
     if num_missing:
         session.start()
         remote = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)
@@ -57,14 +64,10 @@ def run(session: Session) -> None:
         )
         session.progress.say(f"synthesis  on {dispatcher.num_workers} worker(s): {engine}")
         with session.progress.stage("synthesis", num_missing, "units") as bar:
-            missing = (unit for unit in plan.units() if not storage.has("unit", unit.fingerprint))
+            missing = (unit for unit in plan.units() if unit.fingerprint not in published)
             for _ in dispatcher.run(missing, session.board.shown_on(bar)):
                 pass
-    worker_seconds, devices = 0.0, set()
-    for unit in plan.units():
-        manifest = storage.open("unit", unit.fingerprint).manifest
-        worker_seconds += manifest["seconds"]
-        devices.add(manifest["device"])
+    worker_seconds, devices = _facts(plan, storage)
     with storage.publish("synthesis", plan.synthesis) as draft:
         draft.facts = {
             "images": plan.num_images,
@@ -74,6 +77,18 @@ def run(session: Session) -> None:
             "seconds": time.monotonic() - started,
             "worker_seconds": worker_seconds,
         }
+
+
+def _facts(plan: Plan, storage: Storage) -> tuple[float, set[str]]:
+    """What the manifests of all units say: seconds of work, devices."""
+    seconds, devices = 0.0, set()
+    units = plan.units()
+    with ThreadPoolExecutor(16) as threads:  # a remote manifest takes many milliseconds
+        while some := list(islice(units, MANIFESTS_AT_ONCE)):
+            for artifact in threads.map(lambda unit: storage.open("unit", unit.fingerprint), some):
+                seconds += artifact.manifest["seconds"]
+                devices.add(artifact.manifest["device"])
+    return seconds, devices
 
 
 def read_set(plan: Plan, source: Source, storage: Storage, images: ImageSet, rows: range) -> npt.NDArray[np.uint8]:
@@ -131,9 +146,15 @@ class Synthesiser:
 
     def optimise(self, unit: Unit) -> None:
         started = time.monotonic()
+        if (here := inspect_machine(self._device)) != self._machine:
+            remedy = f"has nodes of different kinds, {here} and {self._machine}; choose nodes of one kind"
+            raise InputError([Problem("cluster.address", self._plan.recipe.cluster.address, remedy)])
         recipe, engine = self._plan.recipe, self._engine(unit.num_images)
         environment = {"device": describe(self._device), "versions": versions(), "engine": str(engine)}
+        environment["kernels"] = identity() if engine.kernels else ""
         checkpoint = Checkpoint(self._storage, "unit", unit.fingerprint, environment)
+        if self._storage.has("unit", unit.fingerprint):  # by a worker that was given up too early
+            return checkpoint.drop()
         if (saved := checkpoint.load()) is not None:
             started -= float(saved.pop("seconds"))
             begin = State.from_tensors(saved, self._device)
@@ -154,7 +175,8 @@ class Synthesiser:
             )
             looked, last = now, state.step
             if now - checkpointed >= recipe.synthesis.checkpoint_s and state.step < recipe.synthesis.steps:
-                checkpoint.save({**state.tensors(), "seconds": torch.tensor(now - started)})
+                with contextlib.suppress(OSError):  # an insurance: what cannot be saved now, may be next time
+                    checkpoint.save({**state.tensors(), "seconds": torch.tensor(now - started)})
                 checkpointed = time.monotonic()
         with self._storage.publish("unit", unit.fingerprint) as draft:
             draft.write_tensors("images.safetensors", {"images": to_pixels(state.images)})

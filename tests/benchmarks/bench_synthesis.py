@@ -196,6 +196,7 @@ def serve(kind: str, case: Case, gpus: int, threads: int, pipe: Connection) -> N
     before = peak_mb(device)
     if kind == "plain":
         torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.allow_tf32 = True  # PyTorch's defaults, as the published loops have them
         run: Callable[[int], Any] = plain_loop(case, device)
     elif kind == "ours":
         machine = inspect_machine(device)
