@@ -131,7 +131,7 @@ def test_non_finite_loss_names_unit_step_and_model(finished: Run, tmp_path: Path
     """Invariant 8, through Ray: the unit's own failure is not tried again."""
     copy_artifacts(finished, "synthesis", tmp_path)
     session = open_session(tiny(tmp_path, synthesis__ce_weight=1e38, synthesis__learning_rate=1e30))
-    with pytest.raises(StageError, match=r"unit classes \d-\d slots \d-\d, step \d+, member convnet:width=8/seed\d"):
+    with pytest.raises(StageError, match=r"unit classes \d-\d slots \d-\d, step \d+, member convnet:width=32/seed\d"):
         synthesis.run(session)
     assert not (tmp_path / "artifacts" / "synthesis").exists()
 

@@ -19,6 +19,8 @@ from teddy_ray.dataset import check_folder, decode
 from teddy_ray.engine import Machine
 from teddy_ray.flow import distill, prepare
 from teddy_ray.labels import soft_labels
+from teddy_ray.matching import make_targets
+from teddy_ray.moments import Moments, buffer_moments
 from teddy_ray.pixels import from_pixels, to_pixels
 from teddy_ray.plan import STAGES
 from teddy_ray.progress import Progress
@@ -27,6 +29,7 @@ from teddy_ray.stages import evaluation, labels, statistics, synthesis
 from teddy_ray.stages.labels import read_labelled, views_of
 from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.session import Session
+from teddy_ray.taps import Taps
 
 
 def test_run_folder_is_complete(finished: Run) -> None:
@@ -179,7 +182,7 @@ def test_parts_of_a_set_are_those_of_the_whole(finished: Run) -> None:
 def starts(recipe: Recipe) -> dict[tuple[int, int], npt.NDArray[np.uint8]]:
     """What each image (class, slot) of a recipe starts from."""
     prepared = prepare(recipe)
-    machine = Machine("cpu", 1, fast_bf16=False, compiler=False)
+    machine = Machine("cpu", 1, fast_bf16=False, compiler=False, kernels=False)
     worker = synthesis.Synthesiser(prepared.plan, prepared.storage, prepared.source, machine, poster=None)  # type: ignore[arg-type]
     return {
         place: image
@@ -248,6 +251,44 @@ def test_mosaics_curriculum_and_priors_make_a_set(finished: Run, tmp_path: Path)
         assert losses[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
         assert (losses[:, 1:] > 0).all()  # statistics, cross-entropy and priors
     assert not (tmp_path / "artifacts" / ".checkpoints").exists()
+
+
+def test_sre2l_is_a_recipe_of_the_same_engine(finished: Run, tmp_path: Path) -> None:
+    """One member, its BatchNorms' buffers, noise, the first layer ten times: no statistics stage, no Ray for it."""
+    copy_artifacts(finished, "statistics", tmp_path)
+    session = open_session(
+        tiny(
+            tmp_path,
+            statistics__source="buffers",
+            statistics__scope="global",
+            synthesis__start="noise",
+            synthesis__first_layer_factor=10.0,
+            synthesis__steps=40,
+        )
+    )
+    statistics.run(session)
+    artifact = session.storage.open("statistics", session.plan.statistics)
+    assert (artifact.manifest["num_images"], artifact.manifest["files"]) == (0, {})
+    synthesis.run(session)
+    unit = next(session.plan.units())
+    losses = session.storage.open("unit", unit.fingerprint).manifest["losses"]
+    assert losses[-1][1] < losses[0][1]
+    # the target is what the buffers hold
+    models = load_members(session.plan, session.storage, session.plan.members)
+    moments = buffer_moments(models[0])
+    assert list(moments) == list(Taps(models[0]).layers)
+    for layer, target in zip(moments, make_targets_of(moments), strict=True):
+        norm = models[0].get_submodule(layer)
+        assert torch.equal(target[0], norm.running_mean)
+        assert torch.equal(target[1], norm.running_var)
+
+
+def make_targets_of(moments: dict[str, Moments]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """RM and RV of each layer for a batch of any classes."""
+    (target,) = make_targets(
+        list(moments.values()), torch.tensor([0, 0, 0]), scope="global", blend=0.5, device=torch.device("cpu")
+    )
+    return list(zip(target.RM, target.RV, strict=True))
 
 
 def test_noise_start_and_small_resnet(finished: Run, tmp_path: Path) -> None:

@@ -376,3 +376,10 @@ def test_sections_without_a_key_mean_their_defaults_at_every_depth():
     empty = {**tree, "pool": None, "synthesis": {"curriculum": None, "mosaic": None, "augmentation": {}}}
     assert parse_recipe(empty) == parse_recipe(tree)
     assert problems(parse_recipe, {**tree, "synthesis": {"curriculum": 3}}).keys() == {"synthesis.curriculum"}
+
+
+@pytest.mark.parametrize("scope", ["subset", "blend"])
+def test_buffers_know_no_classes(scope):
+    tree = {"name": "a", "data": {"source": "sklearn:digits"}, "statistics": {"source": "buffers", "scope": scope}}
+    told = "should be global where statistics.source is buffers: they know no classes"
+    assert problems(parse_recipe, tree) == {"statistics.scope": (scope, told)}
