@@ -88,6 +88,16 @@ def test_small_views_and_a_model_of_one_size_are_named_each(refused: Refused) ->
     ]
 
 
+def test_buffers_of_other_layers_than_batchnorms_are_named(refused: Refused) -> None:
+    pool = 'pool.architectures=["convnet:width=8", "convnet:width=8,norm=group", "convnet:width=8,norm=none"]'
+    message = refused("statistics.source=buffers", "statistics.scope=global", pool)
+    assert message.splitlines() == [
+        "teddy-ray: error: statistics.source: found 'buffers'; "
+        f"{name} has other layers than BatchNorms to match; set it to moments"
+        for name in ("convnet:width=8,norm=group", "convnet:width=8,norm=none")
+    ]
+
+
 def test_small_views_are_no_reason_to_hide_a_model_that_does_not_exist(refused: Refused) -> None:
     message = refused("synthesis.curriculum.image_size=6", "pool.architectures=[convnet, alexnet]")
     assert "pool.architectures: found 'alexnet'" in message

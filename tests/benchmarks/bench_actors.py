@@ -57,7 +57,7 @@ def run(recipe: Recipe, *stages: object) -> float:
 def main() -> None:
     """Prints the medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=2000)
     steps = parser.parse_args().steps
     folder = Path(tempfile.mkdtemp())
     ray.init(address="local", num_cpus=4, object_store_memory=200_000_000, log_to_driver=False)
