@@ -22,7 +22,7 @@ from teddy_ray.stages import pool, synthesis
 from teddy_ray.stages import statistics as statistics_stage
 from teddy_ray.stages.session import Session
 
-ROUNDS = 3
+ROUNDS = 2
 
 
 def recipe_of(storage: Path, steps: int, num_workers: int) -> Recipe:
@@ -57,7 +57,7 @@ def run(recipe: Recipe, *stages: object) -> float:
 def main() -> None:
     """Prints the medians and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=12000)
     steps = parser.parse_args().steps
     folder = Path(tempfile.mkdtemp())
     ray.init(address="local", num_cpus=4, object_store_memory=200_000_000, log_to_driver=False)
