@@ -8,7 +8,7 @@ RECIPE ?= pipelines/recipes/digits.yaml
 demo: .venv/installed  ## distil scikit-learn's digits: runs/digits/report.html
 	$(BIN)/teddy-ray distill $(RECIPE)
 
-test: .venv/installed-dev  ## what CI runs; under ten minutes on two cores
+test: .venv/installed-dev  ## what CI runs; about ten minutes on two cores
 	$(BIN)/pytest
 
 test-all: .venv/installed-dev  ## with every fault in every stage
@@ -23,7 +23,7 @@ format: .venv/installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/installed-dev  ## prints ratios; tests/benchmarks/RESULTS.md keeps them
+bench: .venv/installed-dev  ## prints ratios; tests/benchmarks/RESULTS.md keeps them, and names those run by hand
 	$(BIN)/python tests/benchmarks/bench_synthesis.py
 	$(BIN)/python tests/benchmarks/bench_dispatch.py
 

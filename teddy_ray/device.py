@@ -32,7 +32,8 @@ def prepare(threads: int, gpus: float) -> torch.device:
 def keep_freed_memory() -> None:
     """Have malloc keep what is freed, for a process that works in the same large tensors again and again.
 
-    glibc gives them back to the system each time, and page faults on their return take a fifth of a step.
+    glibc gives them back to the system each time, and page faults on their return take a fifth of a step. What the
+    process holds stays at its peak from then on.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)

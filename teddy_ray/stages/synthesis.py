@@ -133,7 +133,7 @@ class Synthesiser:
     @cached_property
     def _members(self) -> list[Member]:
         plan = self._plan
-        engine = self._engine(plan.num_images)
+        engine = self._engine(plan.num_images)  # number format and kernels are the same whatever the unit
         if plan.recipe.statistics.source == "buffers":
             moments = [buffer_moments(model) for model in self._models]
         else:
