@@ -12,8 +12,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from teddy_ray.errors import InputError, Problem
-from teddy_ray.kernels.library import can_build
-from teddy_ray.kernels.library import compiler as find_compiler
+from teddy_ray.kernels.build import can_build
+from teddy_ray.kernels.build import compiler as find_compiler
 from teddy_ray.matching import member_loss
 from teddy_ray.models import build
 from teddy_ray.recipe import Recipe

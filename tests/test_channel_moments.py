@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from teddy_ray.kernels.library import compiler
+from teddy_ray.kernels.build import compiler
 from teddy_ray.kernels.moments import _channel_moments, channel_moments
 
 torch.set_num_threads(1)

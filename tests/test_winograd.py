@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional
 
 from teddy_ray.kernels import winograd
-from teddy_ray.kernels.library import can_build, compiler, identity, library
+from teddy_ray.kernels.build import can_build, compiler, identity, library
 from teddy_ray.kernels.winograd import TRANSFORMED_IN_THE_KERNEL, WinogradConv2d, fits
 
 torch.set_num_threads(1)

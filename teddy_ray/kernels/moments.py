@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teddy_ray.kernels.library import library
+from teddy_ray.kernels.build import library
 
 
 def channel_moments(activation: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from teddy_ray.kernels.library import library
+from teddy_ray.kernels.build import library
 
 POINTS = (math.sqrt(0.5), math.sqrt(2.0))
 TRANSFORMED_IN_THE_KERNEL = 2**16

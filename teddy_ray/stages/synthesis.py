@@ -19,7 +19,7 @@ from teddy_ray.checkpoints import Checkpoint
 from teddy_ray.device import describe, keep_freed_memory, prepare, versions
 from teddy_ray.engine import Engine, Machine, choose, inspect_machine
 from teddy_ray.errors import InputError, Problem
-from teddy_ray.kernels.library import identity
+from teddy_ray.kernels.build import identity
 from teddy_ray.moments import buffer_moments
 from teddy_ray.pixels import to_pixels
 from teddy_ray.plan import ImageSet, Plan, Unit
