@@ -29,6 +29,16 @@ def prepare(threads: int, gpus: float) -> torch.device:
     return torch.device("cuda" if gpus > 0 and torch.cuda.is_available() else "cpu")
 
 
+def fast_bf16(device: torch.device) -> bool:
+    """Whether bfloat16 products are much faster than float32's: from Ampere on, and on CPUs with AMX.
+
+    AVX-512's BF16 alone was slower (tests/benchmarks/RESULTS.md).
+    """
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
 def keep_freed_memory() -> None:
     """Have malloc keep what is freed, for a process that works in the same large tensors again and again.
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from teddy_ray.device import fast_bf16
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.kernels.build import can_build
 from teddy_ray.kernels.build import compiler as find_compiler
@@ -68,9 +69,9 @@ def inspect_machine(device: torch.device) -> Machine:
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         compiler = capability >= (7, 0) and find_spec("triton") is not None
-        return Machine("cuda", 1, fast_bf16=capability >= (8, 0), compiler=compiler, kernels=False)
+        return Machine("cuda", 1, fast_bf16=fast_bf16(device), compiler=compiler, kernels=False)
     threads = torch.get_num_threads()
-    return Machine("cpu", threads, _cpu_has_fast_bf16(), find_compiler() is not None, can_build())
+    return Machine("cpu", threads, fast_bf16(device), find_compiler() is not None, can_build())
 
 
 def choose(recipe: Recipe, num_classes: int, num_images: int, machine: Machine) -> Engine:
@@ -143,8 +144,3 @@ def _compiled(device: str, graphs: bool) -> Callable[..., Any]:
         return program(*arguments, **settings)
 
     return loss
-
-
-def _cpu_has_fast_bf16() -> bool:
-    """Whether bfloat16 products are much faster than float32's: AMX. AVX-512 BF16 alone was slower (RESULTS.md)."""
-    return bool(torch.cpu._is_amx_tile_supported())

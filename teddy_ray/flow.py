@@ -5,13 +5,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from ray.exceptions import RayError
 
 from teddy_ray.errors import InputError, Problem, StageError
-from teddy_ray.plan import DataFacts, Plan
+from teddy_ray.given import GivenBase, read_given
+from teddy_ray.plan import Plan
+from teddy_ray.pool_plan import DataFacts
 from teddy_ray.progress import Progress
 from teddy_ray.publication import check_run_folder, publish_run
 from teddy_ray.recipe import Recipe
@@ -28,6 +30,7 @@ class Prepared:
     plan: Plan
     source: Source
     storage: Storage
+    given: GivenBase | None
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -48,16 +51,9 @@ def prepare(recipe: Recipe) -> Prepared:
     problems += _architecture_problems(recipe, source)
     if problems or storage is None or source is None:
         raise InputError(problems)
-    counts = np.bincount(source.train.labels, minlength=len(source.classes))
-    facts = DataFacts(
-        classes=source.classes,
-        counts=tuple(int(count) for count in counts),
-        num_test=len(source.test),
-        train=source.train.identity,
-        validation=source.validation.identity,
-        test=source.test.identity,
-    )
-    return Prepared(Plan(recipe, facts), source, storage)
+    plan = Plan(recipe, _facts(source), code=_code(recipe))
+    given = read_given(plan, source.validation, storage)
+    return Prepared(replace(plan, given=given.facts) if given else plan, source, storage, given)
 
 
 def distill(recipe: Recipe, progress: Progress) -> Summary:
@@ -69,9 +65,14 @@ def distill(recipe: Recipe, progress: Progress) -> Summary:
         check_local_resources(recipe)
     try:
         with contextlib.closing(Session(plan, prepared.source, storage, progress)) as session:
+            progress.say(f"pool       {plan.pool_plan.generation}: {plan.pool_plan.generation_reason}")
+            if prepared.given is not None and "pool" in missing:
+                prepared.given.publish(plan, storage)
+            if "pool" not in missing and {"statistics", "synthesis", "labels"} & set(missing):
+                _run(session, "pool", "check")  # what goes on from old members has to know that they are the same
             for stage, fingerprint in plan.stages().items():
                 if stage in missing:
-                    _run_stage(stage, session)
+                    _run(session, stage, "run")
                     seconds = storage.open(stage, fingerprint).manifest["seconds"]
                     progress.say(f"{stage:<10} done in {seconds:.1f} s")
                 else:
@@ -83,13 +84,32 @@ def distill(recipe: Recipe, progress: Progress) -> Summary:
     return summary
 
 
-def _run_stage(stage: str, session: Session) -> None:
+def _run(session: Session, stage: str, function: str) -> None:
     # imported when it runs: a run that reuses everything needs neither Ray Train nor Ray Data
     module = importlib.import_module(f"teddy_ray.stages.{stage}")
     try:
-        module.run(session)
+        getattr(module, function)(session)
     except RayError as error:
         raise StageError(stage, "Ray", str(error)) from error
+
+
+def _facts(source: Source) -> DataFacts:
+    counts = np.bincount(source.train.labels, minlength=len(source.classes))
+    return DataFacts(
+        classes=source.classes,
+        counts=tuple(int(count) for count in counts),
+        num_test=len(source.test),
+        train=source.train.identity,
+        validation=source.validation.identity,
+        test=source.test.identity,
+    )
+
+
+def _code(recipe: Recipe) -> dict[str, str]:
+    code_identity = lambda n: None
+
+    names = (*recipe.pool.architectures, *recipe.evaluation.students)
+    return {name: code for name in names if (code := code_identity(name)) is not None}
 
 
 @contextlib.contextmanager

@@ -7,75 +7,16 @@ the data's identity, and nothing else.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
+from teddy_ray.fingerprints import fingerprint
+from teddy_ray.pool_plan import DataFacts, Given, Member, PoolPlan
 from teddy_ray.recipe import Recipe, result_fields
 
-VERSIONS = {
-    "base": 1,
-    "pool": 1,
-    "statistics": 1,
-    "unit": 2,
-    "synthesis": 2,
-    "set": 1,
-    "labels": 1,
-    "student": 1,
-    "evaluation": 1,
-}
-"""Raise a number when the algorithm behind it changes its bytes: nothing old is reused then."""
-
 STAGES = ("pool", "statistics", "synthesis", "labels", "evaluation")
-
-
-def fingerprint(kind: str, **parts: Any) -> str:
-    """SHA-256, shortened to 128 bits, of the canonical JSON of the parts."""
-    text = json.dumps({"kind": kind, "version": VERSIONS[kind], **parts}, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What planning needs of the data. Identities are hashes of content; counts are training images per class."""
-
-    classes: tuple[str, ...]
-    counts: tuple[int, ...]
-    num_test: int
-    train: str
-    validation: str
-    test: str
-
-
-@dataclass(frozen=True)
-class Base:
-    """A training trajectory of which snapshots are kept."""
-
-    architecture: str
-    seed: int
-    fingerprint: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.architecture}/seed{self.seed}"
-
-
-@dataclass(frozen=True)
-class Member:
-    """One model of the pool: a snapshot of a base."""
-
-    base: Base
-    epoch: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.base.name}/epoch{self.epoch}"
-
-    @property
-    def file(self) -> str:
-        return f"epoch-{self.epoch:04d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -144,25 +85,21 @@ class Plan:
 
     recipe: Recipe
     data: DataFacts
+    given: Given | None = None
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Hash of the source of each architecture that is the user's own function."""
 
     @cached_property
-    def bases(self) -> tuple[Base, ...]:
-        pool = result_fields(self.recipe.pool)
-        del pool["architectures"], pool["seeds"]
-        inputs = {"train": self.data.train, "validation": self.data.validation}
-        return tuple(
-            Base(name, seed, fingerprint("base", pool=pool, architecture=name, seed=seed, **inputs))
-            for name in self.recipe.pool.architectures
-            for seed in self.recipe.pool.seeds
-        )
+    def pool_plan(self) -> PoolPlan:
+        return PoolPlan(self.recipe, self.data, self.given, self.code)
 
-    @cached_property
+    @property
     def members(self) -> tuple[Member, ...]:
-        return tuple(Member(base, epoch) for base in self.bases for epoch in self.recipe.pool.snapshots)
+        return self.pool_plan.members
 
-    @cached_property
+    @property
     def pool(self) -> str:
-        return fingerprint("pool", bases=[base.fingerprint for base in self.bases])
+        return self.pool_plan.fingerprint
 
     @cached_property
     def statistics(self) -> str:
@@ -291,6 +228,7 @@ class Plan:
                     labels=labels,
                     augmentation=result_fields(self.recipe.labels.augmentation),
                     test=self.data.test,
+                    code=self.code.get(student),
                     **inputs,
                 ),
             )
@@ -317,11 +255,12 @@ class Plan:
         """Stage -> (amount, of what), all of it, reused or not."""
         recipe = self.recipe
         num_train, num_members = sum(self.data.counts), len(self.members)
+        num_epochs = sum(training.epochs for training in (*self.pool_plan.bases, *self.pool_plan.finetunings))
         num_measured = num_train if recipe.statistics.source == "moments" else 0
         student_images = sum((self.num_images if run.images else num_train) * run.epochs for run in self.students)
         image_steps = self.num_images * recipe.synthesis.steps * recipe.synthesis.models_per_step
         return {
-            "pool": (num_train * recipe.pool.snapshots[-1] * len(self.bases), "images x epochs x bases"),
+            "pool": (num_train * num_epochs, "images x epochs x trainings"),
             "statistics": (num_measured * num_members, "images x members"),
             "synthesis": (image_steps, "images x steps x models per step"),
             "labels": (self.num_images * recipe.labels.views * num_members, "images x views x members"),

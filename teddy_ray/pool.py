@@ -1,66 +1,105 @@
-"""The prior pool: one base per architecture and seed, kept as it was after each listed epoch."""
+"""The training of the pool's models: bases from their first weights, pruned copies of a trained one from there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from teddy_ray.augment import apply_boxes, draw_boxes
-from teddy_ray.models import build
+from teddy_ray.data_parallel import Group
 from teddy_ray.pixels import from_pixels
+from teddy_ray.pool_plan import Training
 from teddy_ray.randomness import generator
 from teddy_ray.recipe import Pool
-from teddy_ray.training import accuracy, cut_into_batches, fit, num_batches
+from teddy_ray.training import Batch, State, accuracy, cut_into_batches, fit, num_batches
+
+Read = Callable[[Iterable[npt.NDArray[np.intp]]], Iterator[npt.NDArray[np.uint8]]]
+"""Positions of images, batch by batch -> the images, (n c h w) uint8 each."""
+
+EVALUATION_BATCH = 500
 
 
-def train_base(
-    images: npt.NDArray[np.uint8],
-    labels: npt.NDArray[np.int64],
-    validation: tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]],
+@dataclass(frozen=True)
+class Labelled:
+    """Images that are read when they are asked for, with their labels (n,)."""
+
+    read: Read
+    labels: npt.NDArray[np.int64]
+
+    def batches(self, rows: npt.NDArray[np.intp], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """The images at `rows` in order, with their labels, for measuring."""
+        parts = np.array_split(rows, num_batches(len(rows), EVALUATION_BATCH))
+        for part, images in zip(parts, self.read(parts), strict=True):
+            yield from_pixels(images, device), torch.from_numpy(self.labels[part]).to(device)
+
+
+def train(
+    state: State,
+    training: Training,
+    data: Labelled,
     pool: Pool,
     *,
-    architecture: str,
-    seed: int,
     num_classes: int,
     device: torch.device,
-    on_snapshot: Callable[[int, nn.Module, float], None],
-    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
-) -> None:
-    """Train one base from scratch, T_1 to T_e of the paper.
+    autocast: torch.dtype | None = None,
+    group: Group = Group(),  # noqa: B008 - frozen
+) -> Iterator[State]:
+    """Train on from `state`, in place, and yield it after each epoch.
 
-    images: (n c h w) uint8; labels: (n,). on_snapshot is called at each of pool.snapshots with the epoch, the
-    model and its accuracy on the validation part.
+    The order of the images, their crops and what the model draws follow from the training's name and the epoch
+    alone. Raises FloatingPointError where a loss is not finite.
     """
-    _, channels, image_size, _ = images.shape
-    model = build(architecture, num_classes=num_classes, channels=channels, image_size=image_size, seed=seed).to(device)
-    data = from_pixels(images, device)
-    targets = torch.eye(num_classes, device=device)[torch.from_numpy(labels).to(device)]
-    held_out = from_pixels(validation[0], device), torch.from_numpy(validation[1]).to(device)
+    steps = num_batches(len(data.labels), pool.batch_size)
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        random = generator("base", architecture, seed, epoch)
-        order = random.permutation(len(data))
-        boxes = draw_boxes(pool.augmentation, random, len(data))
-        for rows in cut_into_batches(order, pool.batch_size):
-            index = torch.from_numpy(rows).to(device)
-            yield apply_boxes(data[index], boxes[rows]), targets[index]
+    def batches(epoch: int) -> Iterator[Batch]:
+        random = generator("base", training.name, epoch)
+        order = random.permutation(len(data.labels))
+        boxes = draw_boxes(pool.augmentation, random, len(order))
+        whole = cut_into_batches(order, pool.batch_size)
+        parts = [group.part_of(rows) for rows in whole]
+        for rows, part, images in zip(whole, parts, data.read(parts), strict=True):
+            labels = torch.from_numpy(data.labels[part]).to(device)
+            views = apply_boxes(from_pixels(images, device), boxes[part])
+            yield Batch(views, functional.one_hot(labels, num_classes).to(views.dtype), len(rows))
 
-    def end_of_epoch(epoch: int, loss: float) -> None:
-        if epoch in pool.snapshots:
-            on_snapshot(epoch, model, accuracy(model, *held_out))
-        on_epoch(epoch, loss)
-
-    fit(
-        model,
+    yield from fit(
+        state,
         batches,
-        epochs=pool.snapshots[-1],
-        steps_per_epoch=num_batches(len(data), pool.batch_size),
-        learning_rate=pool.learning_rate,
-        weight_decay=pool.weight_decay,
-        warmup_epochs=1,
-        on_epoch=end_of_epoch,
+        key=("base", training.name),
+        epochs=training.epochs,
+        steps_per_epoch=steps,
+        learning_rate=training.learning_rate,
+        warmup_epochs=training.warmup_epochs,
+        autocast=autocast,
+        group=group,
     )
+
+
+def recalibrated(model: nn.Module, data: Labelled, pool: Pool, device: torch.device) -> nn.Module:
+    """A copy whose BatchNorms hold the mean, over batches, of the statistics of one view of every image.
+
+    What training leaves is a running average over weights that still moved.
+    """
+    model = copy.deepcopy(model)
+    random = generator("recalibrate")
+    torch.manual_seed(int(random.integers(2**63)))  # for models that draw
+    boxes = draw_boxes(pool.augmentation, random, len(data.labels))
+    parts = cut_into_batches(random.permutation(len(data.labels)), EVALUATION_BATCH)
+    views = (
+        apply_boxes(from_pixels(images, device), boxes[rows])
+        for rows, images in zip(parts, data.read(parts), strict=True)
+    )
+    torch.optim.swa_utils.update_bn(views, model)  # type: ignore[arg-type]  # it takes any iterable of batches
+    return model
+
+
+def measure(model: nn.Module, data: Labelled, rows: npt.NDArray[np.intp], device: torch.device) -> float:
+    """The model's accuracy on the images at `rows`."""
+    return accuracy(model, data.batches(rows, device))

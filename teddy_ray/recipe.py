@@ -94,17 +94,55 @@ class Data(Part):
     """Parquet: column of labels, either integers or class names."""
 
 
+class GivenBase(Part):
+    """A model that was trained elsewhere, of the one architecture in `pool.architectures`."""
+
+    weights: Execution[str | None] = None
+    """Its weights: a safetensors file, or a state_dict of torch.save, at a path or URI. None: bases are trained here.
+    What counts is their hash, not where they lie."""
+    classes: Execution[Literal["as_data"] | Annotated[tuple[str, ...], Field(min_length=1)] | None] = None
+    """Class names of its outputs, in order; as_data: those of the data, in their order. None: those that the
+    safetensors file names. They have to be the data's: a check, which changes nothing."""
+    mean: Result[float | tuple[float, ...]] = 0.5
+    """What is subtracted from pixels in [0, 1], for all channels or one each (ImageNet: [0.485, 0.456, 0.406])."""
+    std: Result[Positive | tuple[Positive, ...]] = 0.25
+    """What pixels are divided by then (ImageNet: [0.229, 0.224, 0.225])."""
+    well_trained: Result[Fraction] = 0.5
+    """For `generation: auto`: the share of the way from chance to perfect that the base's validation accuracy has
+    to have gone to count as well trained."""
+
+
+class Post(Part):
+    """`generation: post`: members are copies of a trained base, pruned and fine-tuned."""
+
+    ratios: Result[Annotated[tuple[Annotated[float, Field(ge=0, lt=1)], ...], Field(min_length=1)]] = (0.0, 0.2, 0.4)
+    """A member of each base for each: the share of channels that it loses, 0 for none. One ratio may stand several
+    times: the place in this list is the seed of the fine-tuning."""
+    epochs: Result[Count] = 1
+    """Passes of the fine-tuning, all of it cosine to 0, without warm-up."""
+    learning_rate: Result[Positive] = 5e-4
+    """Peak rate of AdamW in the fine-tuning."""
+
+
 class Pool(Placed):
     """The models M whose statistics S has to match."""
 
-    generation: Result[Literal["prior"]] = "prior"
-    """prior: snapshots of an early training trajectory."""
+    generation: Result[Literal["prior", "post", "auto"]] = "prior"
+    """prior: snapshots of an early training trajectory. post: pruned and fine-tuned copies of a trained base. auto:
+    post where `pool.base` is well trained, prior where it is not, or where there is none."""
     architectures: Result[Annotated[tuple[str, ...], Field(min_length=1)]] = ("convnet",)
-    """Architectures of the bases, such as `convnet:width=32` or `resnet18`."""
+    """Architectures of the bases, such as `convnet:width=32`, `resnet18`, `torchvision/mobilenet_v2`."""
     seeds: Result[Annotated[tuple[Seed, ...], Field(min_length=1)]] = (0,)
     """One base per architecture and seed."""
+    base: Result[GivenBase] = GivenBase()
+    """A base to begin with: trajectories of a prior pool start from it, members of a post pool are copies of it."""
     snapshots: Result[Annotated[tuple[Count, ...], Field(min_length=1)]] = (2, 4, 6, 8, 10)
-    """Epochs after which a base is kept as a member; the last one ends its training."""
+    """Epochs after which a base is kept as a member; the last one ends its training. A post pool keeps the last."""
+    post: Result[Post] = Post()
+    """Pruning and fine-tuning of a post pool."""
+    recalibrate: Result[bool] = False
+    """Take the running statistics of each member's BatchNorms anew, over all training images with its weights fixed:
+    those of training lag behind."""
     batch_size: Result[Count] = 64
     """Images per training step."""
     learning_rate: Result[Positive] = 2e-3
@@ -113,6 +151,14 @@ class Pool(Placed):
     """AdamW's weight decay."""
     augmentation: Result[Augmentation] = Augmentation()
     """Augmentation of the bases' training."""
+    precision: Result[Literal["auto", "fp32", "bf16"]] = "auto"
+    """bf16: products in bfloat16, weights and sums in fp32. auto: bf16 where the device does it fast."""
+    workers_per_base: Result[Count] = 1
+    """Workers that share each step of a base's training: its batch is cut among them, gradients are averaged. Each
+    takes BatchNorm's statistics of its own part."""
+    keep_bytes: Execution[Annotated[int, Field(ge=0)]] = 4 * 2**30
+    """Training images are held in a worker's memory, 8 bits per value, where all of them take no more than this;
+    otherwise they are decoded anew in each epoch."""
 
 
 class Statistics(Placed):
@@ -460,10 +506,31 @@ def _contradictions(recipe: Recipe) -> Iterable[Problem]:
     for key, values in lists.items():
         if len(set(values)) < len(values):
             yield Problem(key, list(values), "should name each only once")
-    num_members = len(recipe.pool.architectures) * len(recipe.pool.seeds) * len(recipe.pool.snapshots)
+    yield from _pool_contradictions(recipe)
+
+
+def _pool_contradictions(recipe: Recipe) -> Iterable[Problem]:
+    pool = recipe.pool
+    num_bases = len(pool.architectures) * len(pool.seeds)
+    sizes = {
+        "prior": (num_bases * len(pool.snapshots), "snapshots"),
+        "post": (num_bases * len(pool.post.ratios), "ratios"),
+    }
+    possible = [sizes[pool.generation]] if pool.generation != "auto" else list(sizes.values())
+    num_members, what = min(possible)
     if recipe.synthesis.models_per_step > num_members:
-        yield Problem(
-            "synthesis.models_per_step",
-            recipe.synthesis.models_per_step,
-            f"should be at most {num_members}, the members of the pool (architectures x seeds x snapshots)",
-        )
+        remedy = f"should be at most {num_members}, the members of the pool (architectures x seeds x {what})"
+        yield Problem("synthesis.models_per_step", recipe.synthesis.models_per_step, remedy)
+    if pool.base.weights is not None and len(pool.architectures) > 1:
+        remedy = "should be the one architecture of pool.base.weights"
+        yield Problem("pool.architectures", list(pool.architectures), remedy)
+    for key, value in (("mean", pool.base.mean), ("std", pool.base.std)):
+        if isinstance(value, tuple) and len(value) != recipe.data.channels:
+            remedy = f"should be one number, or {recipe.data.channels}, one per channel (data.channels)"
+            yield Problem(f"pool.base.{key}", list(value), remedy)
+    if pool.num_workers != "auto" and pool.num_workers % pool.workers_per_base:
+        remedy = f"should be a multiple of pool.workers_per_base, {pool.workers_per_base}"
+        yield Problem("pool.num_workers", pool.num_workers, remedy)
+    if pool.batch_size < 2 * pool.workers_per_base and pool.workers_per_base > 1:
+        remedy = f"should be at least {2 * pool.workers_per_base}, two images for each of pool.workers_per_base"
+        yield Problem("pool.batch_size", pool.batch_size, remedy)

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from teddy_ray.augment import Boxes, apply_boxes
 from teddy_ray.models import build
 from teddy_ray.pixels import from_pixels
 from teddy_ray.randomness import generator
 from teddy_ray.recipe import Evaluation
-from teddy_ray.training import accuracy, cut_into_batches, fit, num_batches
+from teddy_ray.training import Batch, State, accuracy, cut_into_batches, fit, num_batches
+
+TEST_BATCH = 500
 
 
 @dataclass(frozen=True)
@@ -54,22 +55,25 @@ def train_student(
     model = build(architecture, num_classes=num_classes, channels=channels, image_size=image_size, seed=seed).to(device)
     images = from_pixels(training.images, device)
 
-    def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(epoch: int) -> Iterator[Batch]:
         boxes, labels = training.view(epoch)
         targets = torch.from_numpy(labels.astype(np.float32)).to(device)
         order = generator("student", seed, epoch).permutation(len(images))
         for rows in cut_into_batches(order, evaluation.batch_size):
             index = torch.from_numpy(rows).to(device)
-            yield apply_boxes(images[index], boxes[rows]), targets[index]
+            yield Batch(apply_boxes(images[index], boxes[rows]), targets[index], len(rows))
 
-    fit(
-        model,
+    for state in fit(
+        State.begin(model, evaluation.weight_decay),
         batches,
+        key=("student", architecture, seed),
         epochs=epochs,
         steps_per_epoch=num_batches(len(images), evaluation.batch_size),
         learning_rate=evaluation.learning_rate,
-        weight_decay=evaluation.weight_decay,
         temperature=temperature,
-        on_epoch=on_epoch,
+    ):
+        on_epoch(state.epoch, state.losses[-1])
+    splits = (np.array_split(part, num_batches(len(test[1]), TEST_BATCH)) for part in test)
+    return accuracy(
+        model, ((from_pixels(x, device), torch.from_numpy(y).to(device)) for x, y in zip(*splits, strict=True))
     )
-    return accuracy(model, from_pixels(test[0], device), torch.from_numpy(test[1]).to(device))

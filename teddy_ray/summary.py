@@ -32,6 +32,7 @@ class Summary:
     bytes: Mapping[str, int]
     synthesis: Mapping[str, float]
     rates: Mapping[str, float]
+    generation: Mapping[str, str]
     pool: Sequence[Mapping[str, Any]]
     versions: Mapping[str, str]
     device: str
@@ -77,6 +78,7 @@ def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary
             for stage, (amount, _) in plan.work().items()
             if manifests[stage]["worker_seconds"] > 0
         },
+        generation=manifests["pool"]["generation"],
         pool=manifests["pool"]["members"],
         versions=synthesis["versions"],
         device=synthesis["device"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 from teddy_ray.plan import Plan
@@ -114,16 +115,19 @@ def plan_table(plan: Plan, storage: Storage) -> str:
             )
         )
     recipe, data = plan.recipe, plan.data
-    num_train, image_bytes = sum(data.counts), recipe.data.channels * recipe.data.image_size**2
+    num_train = sum(data.counts)
+    train_bytes = num_train * recipe.data.channels * recipe.data.image_size**2
+    kept = train_bytes if train_bytes <= recipe.pool.keep_bytes else 0
     return "\n".join(
         [
             f"{recipe.name}: {len(data.classes)} classes, {num_train:,} training and {data.num_test:,} test images",
-            f"pool: {len(plan.members)} members from {len(plan.bases)} bases",
+            f"pool: {plan.pool_plan.generation}, for {plan.pool_plan.generation_reason}; {len(plan.members)} members "
+            f"of {len(plan.pool_plan.bases)} base(s) and {len(plan.pool_plan.finetunings)} fine-tuning(s)",
             f"synthesis: {plan.num_images:,} images in {plan.num_units:,} units of at most "
             f"{recipe.synthesis.classes_per_unit} classes x {recipe.synthesis.slots_per_unit} slots",
             f"labels: {plan.label_bytes:,} bytes before compression",
-            f"memory per worker: {model_bytes(plan):,} bytes of weights (all members), "
-            f"{5 * num_train * image_bytes:,} bytes of training images in the pool stage (8-bit and float)",
+            f"memory per worker: {model_bytes(plan):,} bytes of weights (all members, unpruned), "
+            f"{kept:,} bytes of training images in the pool stage",
             f"students: {len(plan.students)}",
             "",
             _align([("stage", "fingerprint", "", "work", "time"), *rows]),
@@ -132,23 +136,19 @@ def plan_table(plan: Plan, storage: Storage) -> str:
 
 
 def model_bytes(plan: Plan) -> int:
-    """Bytes of the weights of all members."""
+    """Bytes of the weights of all members, before pruning."""
     import torch
 
     from teddy_ray import models
 
-    data = plan.recipe.data
-    total = 0
-    for base in plan.bases:
+    data, total = plan.recipe.data, 0
+    for architecture, num in Counter(member.architecture for member in plan.members).items():
         with torch.device("meta"):
             model = models.build(
-                base.architecture,
-                num_classes=len(plan.data.classes),
-                channels=data.channels,
-                image_size=data.image_size,
+                architecture, num_classes=len(plan.data.classes), channels=data.channels, image_size=data.image_size
             )
-        total += sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
-    return total * len(plan.recipe.pool.snapshots)
+        total += num * sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
+    return total
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:

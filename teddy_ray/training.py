@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,8 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-Batches = Callable[[int], Iterable[tuple[Tensor, Tensor]]]
-"""epoch -> batches of (images (n c h w) in [0, 1], targets (n classes), rows that sum to 1)."""
+from teddy_ray.data_parallel import Group
+from teddy_ray.randomness import generator
+
+
+class Batch(NamedTuple):
+    """images: (n c h w) in [0, 1]. targets: (n classes), rows that sum to 1. size: n, or more where other workers have
+    the rest of the batch."""
+
+    images: Tensor
+    targets: Tensor
+    size: int
+
+
+Batches = Callable[[int], Iterable[Batch]]
+"""Epoch, from 1 -> its batches."""
 
 
 def cut_into_batches(order: npt.NDArray[np.intp], batch_size: int) -> list[npt.NDArray[np.intp]]:
@@ -25,52 +40,105 @@ def num_batches(num_images: int, batch_size: int) -> int:
     return -(-num_images // batch_size)
 
 
+@dataclass
+class State:
+    """A training after some epochs: all that it needs to go on, to the bit.
+
+    losses: mean loss of each epoch so far.
+    """
+
+    model: nn.Module
+    optimiser: torch.optim.AdamW
+    losses: list[float] = field(default_factory=list)
+
+    @property
+    def epoch(self) -> int:
+        """Epochs done."""
+        return len(self.losses)
+
+    @classmethod
+    def begin(cls, model: nn.Module, weight_decay: float) -> State:
+        return cls(model, torch.optim.AdamW(model.parameters(), weight_decay=weight_decay))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state by name."""
+        named = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
+        for index, values in self.optimiser.state_dict()["state"].items():
+            named |= {f"optimiser/{index}/{key}": value for key, value in values.items()}
+        return {**named, "losses": torch.tensor(self.losses, dtype=torch.float64)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go back to what `tensors` gave."""
+        of_model, of_optimiser = {}, {}
+        for name, tensor in tensors.items():
+            kind, _, rest = name.partition("/")
+            if kind == "model":
+                of_model[rest] = tensor
+            elif kind == "optimiser":
+                index, _, key = rest.partition("/")
+                of_optimiser.setdefault(int(index), {})[key] = tensor
+        self.model.load_state_dict(of_model)
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": of_optimiser, "param_groups": groups})
+        self.losses = tensors["losses"].tolist()
+
+
 def fit(
-    model: nn.Module,
+    state: State,
     batches: Batches,
     *,
+    key: tuple[str | int, ...],
     epochs: int,
     steps_per_epoch: int,
     learning_rate: float,
-    weight_decay: float,
     temperature: float = 1.0,
     warmup_epochs: int = 0,
-    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
-) -> None:
-    """Train in place. on_epoch is called after each epoch with its number, from 1, and its mean loss.
+    autocast: torch.dtype | None = None,
+    group: Group = Group(),  # noqa: B008 - frozen
+) -> Iterator[State]:
+    """Train on from `state`, in place, and yield it after each epoch.
 
     The loss is tau^2 CE(targets, softmax(logits / tau)), whose gradient is that of tau^2 KL(targets || student).
+    key: names the training; models that draw (dropout) draw from it and the epoch. autocast: type of products.
+    group: the workers that share each batch.
     Raises FloatingPointError naming the epoch where a loss is not finite.
     """
-    optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    model, optimiser = state.model, state.optimiser
     total, warmup = epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _warmup_cosine(step, total, warmup))
-    for epoch in range(1, epochs + 1):
+    for epoch in range(state.epoch + 1, epochs + 1):
         model.train()
+        torch.manual_seed(int(generator("training", *key, epoch, group.rank).integers(2**63)))
         losses = []
-        for images, targets in batches(epoch):
-            loss = functional.cross_entropy(model(images) / temperature, targets) * temperature**2
+        for step, (images, targets, size) in enumerate(batches(epoch), start=(epoch - 1) * steps_per_epoch):
+            for parameters in optimiser.param_groups:
+                parameters["lr"] = learning_rate * _warmup_cosine(step, total, warmup)
+            with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+                logits = model(images)
+            loss = functional.cross_entropy(logits.to(targets.dtype) / temperature, targets, reduction="sum")
+            loss = loss * (temperature**2 / size)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
+            group.sum_gradients(model)
             optimiser.step()
-            schedule.step()
             losses.append(loss.detach())
-        mean_loss = float(torch.stack(losses).mean())
+        mean_loss = group.sum_number(float(torch.stack(losses).mean()))
         if not math.isfinite(mean_loss):
             raise FloatingPointError(f"the loss is not finite in epoch {epoch}; lower the learning rate")
-        on_epoch(epoch, mean_loss)
+        state.losses.append(mean_loss)
+        yield state
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, batch_size: int = 500) -> float:
-    """Share of images (n c h w) that the model, in evaluation mode, puts into their class."""
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """Share of images that the model, in evaluation mode, puts into their class. batches: (n c h w) with (n,)."""
     was_training = model.training
     model.eval()
-    correct = 0
-    for x, y in zip(torch.split(images, batch_size), torch.split(labels, batch_size), strict=True):
-        correct += int((model(x).argmax(1) == y).sum())
+    correct = num = 0
+    for images, labels in batches:
+        correct += int((model(images).argmax(1) == labels).sum())
+        num += len(images)
     model.train(was_training)
-    return correct / len(images)
+    return correct / num
 
 
 def _warmup_cosine(step: int, total: int, warmup: int) -> float:

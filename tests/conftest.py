@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shutil
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 
 from teddy_ray.flow import Prepared, distill, prepare
+from teddy_ray.models import Classifier, build
+from teddy_ray.pool import Labelled, train
+from teddy_ray.pool_plan import Member, Training
 from teddy_ray.progress import Progress
-from teddy_ray.recipe import Recipe, parse_recipe
+from teddy_ray.recipe import Augmentation, Pool, Recipe, parse_recipe
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 from teddy_ray.summary import Summary
+from teddy_ray.training import State
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -35,10 +42,10 @@ TINY: dict[str, Any] = {
 
 NEEDS = {
     "pool": [],
-    "statistics": ["base", "pool"],
-    "synthesis": ["base", "pool", "statistics"],
-    "labels": ["base", "pool", "statistics", "unit", "synthesis"],
-    "evaluation": ["base", "pool", "statistics", "unit", "synthesis", "shard", "labels"],
+    "statistics": ["member", "pool"],
+    "synthesis": ["member", "pool", "statistics"],
+    "labels": ["member", "pool", "statistics", "unit", "synthesis"],
+    "evaluation": ["member", "pool", "statistics", "unit", "synthesis", "shard", "labels"],
 }
 """The artifacts on which a stage builds."""
 
@@ -60,6 +67,31 @@ def tiny(storage: Path, **overrides: Any) -> Recipe:
         section, _, leaf = key.rpartition("__")
         (tree.setdefault(section, {}) if section else tree)[leaf] = value
     return parse_recipe(tree)
+
+
+def train_on(
+    pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], epochs: Sequence[int], *, seed: int = 0, **pool: Any
+) -> dict[int, Classifier]:
+    """A small ConvNet trained on images (n c h w) of ten classes, as it was after each of the epochs."""
+    settings = Pool(**{"batch_size": 32, "learning_rate": 5e-3, "augmentation": Augmentation(flip=False), **pool})
+    training = a_training(epochs, seed=seed)
+    model = build(
+        training.architecture, num_classes=10, channels=pixels.shape[1], image_size=pixels.shape[2], seed=seed
+    )
+    state = State.begin(model, settings.weight_decay)
+    states = train(state, training, in_memory(pixels, labels), settings, num_classes=10, device=torch.device("cpu"))
+    return {state.epoch: copy.deepcopy(model) for state in states if state.epoch in epochs}
+
+
+def a_training(epochs: Sequence[int], *, seed: int = 0, architecture: str = "convnet:width=16,depth=2") -> Training:
+    """A trajectory from freshly drawn weights."""
+    members = tuple(Member(f"epoch{epoch}", architecture, seed, 0.0, epoch, f"member{epoch}") for epoch in epochs)
+    return Training(f"{architecture}/seed{seed}", architecture, seed, None, 0.0, 5e-3, 1, members, "training")
+
+
+def in_memory(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> Labelled:
+    """Images that are read from an array."""
+    return Labelled(lambda parts: (pixels[part] for part in parts), labels)
 
 
 @pytest.fixture(scope="session")

@@ -138,9 +138,9 @@ def test_non_finite_loss_names_unit_step_and_model(finished: Run, tmp_path: Path
 
 def test_damaged_weights_stop_the_run_and_are_named(finished: Run, tmp_path: Path) -> None:
     copy_artifacts(finished, "synthesis", tmp_path)
-    weights = next((tmp_path / "artifacts" / "base").glob("*/epoch-0001.safetensors"))
+    weights = next((tmp_path / "artifacts" / "member").glob("*/weights.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    with pytest.raises(InputError, match=r"epoch-0001.safetensors'; the file has changed since; delete its folder"):
+    with pytest.raises(InputError, match=r"weights.safetensors'; the file has changed since; delete its folder"):
         synthesis.run(open_session(tiny(tmp_path)))
 
 
@@ -199,7 +199,7 @@ def test_other_stages_survive_a_killed_worker(
     killed = killer(title, 1)
     import_module(f"teddy_ray.stages.{stage}").run(session)
     assert len(killed) == 1
-    for kind in ("base", "shard"):
+    for kind in ("member", "shard"):
         made = content_hashes(tmp_path, kind)
         assert made.items() <= content_hashes(finished.folder, kind).items()
 
@@ -255,7 +255,7 @@ def test_an_interrupt_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, st
         time.sleep(0.2)
 
     import_module(f"teddy_ray.stages.{stage}").run(open_session(tiny(tmp_path)))
-    for kind in ("base", "statistics", "unit", "shard"):
+    for kind in ("member", "statistics", "unit", "shard"):
         made = content_hashes(tmp_path, kind)
         assert made.items() <= content_hashes(finished.folder, kind).items()
 

@@ -11,9 +11,10 @@ import teddy_ray
 
 PACKAGE = Path(teddy_ray.__file__).parent
 FLOORS = (
-    {"__init__", "recipe", "errors", "records", "plan", "randomness", "progress"},
+    {"__init__", "recipe", "errors", "records", "fingerprints", "pool_plan", "plan", "randomness", "progress"},
     {
         "augment",
+        "data_parallel",
         "device",
         "engine",
         "frozen",
@@ -25,13 +26,14 @@ FLOORS = (
         "pool",
         "pixels",
         "priors",
+        "pruning",
         "starts",
         "students",
         "synthesis",
         "taps",
         "training",
     },
-    {"storage", "checkpoints", "sources", "dataset"},
+    {"storage", "checkpoints", "sources", "dataset", "members", "given"},
     {"stages"},
     {"summary", "tables", "card", "report", "publication", "flow", "cli"},
 )

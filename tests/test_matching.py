@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import train_on
 from sklearn.datasets import load_digits
 from torch.nn import functional
 
@@ -11,9 +12,8 @@ from teddy_ray.matching import Target, batch_moments, layer_weights, make_target
 from teddy_ray.models import build, freeze
 from teddy_ray.moments import Moments, class_moments
 from teddy_ray.pixels import from_pixels
-from teddy_ray.pool import train_base
 from teddy_ray.randomness import generator
-from teddy_ray.recipe import Augmentation, Pool
+from teddy_ray.recipe import Augmentation
 from teddy_ray.taps import Taps
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
@@ -272,19 +272,7 @@ def digits():
     """What a trained model is tapped for on all digits, (n channels positions) by layer, and the labels (n,)."""
     bunch = load_digits()
     pixels, labels = (bunch.images[:, None] / 16 * 255).round().astype(np.uint8), bunch.target.astype(np.int64)
-    snapshots = []
-    train_base(
-        pixels[:600],
-        labels[:600],
-        (pixels[600:700], labels[600:700]),
-        Pool(snapshots=(4,), batch_size=32, learning_rate=5e-3),
-        architecture="convnet:width=16,depth=2",
-        seed=0,
-        num_classes=10,
-        device=CPU,
-        on_snapshot=lambda epoch, model, accuracy: snapshots.append(model),
-    )
-    model = freeze(snapshots[0])
+    model = freeze(train_on(pixels[:600], labels[:600], (4,))[4])
     with torch.inference_mode(), Taps(model) as taps:
         model(from_pixels(pixels, CPU))
         return taps.take(), labels

@@ -20,6 +20,7 @@ from teddy_ray.engine import Machine
 from teddy_ray.flow import distill, prepare
 from teddy_ray.labels import soft_labels
 from teddy_ray.matching import make_targets
+from teddy_ray.members import load_members
 from teddy_ray.moments import Moments, buffer_moments
 from teddy_ray.pixels import from_pixels, to_pixels
 from teddy_ray.plan import STAGES
@@ -27,7 +28,6 @@ from teddy_ray.progress import Progress
 from teddy_ray.recipe import Recipe
 from teddy_ray.stages import evaluation, labels, statistics, synthesis
 from teddy_ray.stages.labels import read_labelled, views_of
-from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.session import Session
 from teddy_ray.taps import Taps
 

@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from teddy_ray import plan as plan_module
-from teddy_ray.plan import STAGES, VERSIONS, DataFacts, Plan
+from teddy_ray.fingerprints import VERSIONS
+from teddy_ray.plan import STAGES, Plan
+from teddy_ray.pool_plan import DataFacts, Given
 from teddy_ray.recipe import Curriculum, Part, Recipe, Role, load_recipe, parse_recipe
 from teddy_ray.sources import open_source
 
@@ -73,16 +74,19 @@ FULL = change(
     "synthesis.curriculum",
     Curriculum(crop_scale=(0.9, 1.0), image_size=4),
 )
-"""A recipe of which every result field is used."""
+"""A recipe of which every result field is used, but for those of another generation."""
+
+GIVEN = Given("hash of the weights", 0.6)
+"""A base that is right on 60 %: 0.5 / 0.9 of the way from chance, 0.1, to perfect."""
 
 
-def stages(recipe=DIGITS, facts=FACTS):
-    return Plan(recipe, facts).stages()
+def stages(recipe=DIGITS, facts=FACTS, given=None):
+    return Plan(recipe, facts, given).stages()
 
 
-def changed(recipe=DIGITS, facts=FACTS, base=DIGITS):
+def changed(recipe=DIGITS, facts=FACTS, base=DIGITS, given=None):
     """The stages whose fingerprints differ from those of `base` on the same data."""
-    before, after = stages(base), stages(recipe, facts)
+    before, after = stages(base, given=given), stages(recipe, facts, given)
     return {stage for stage in STAGES if before[stage] != after[stage]}
 
 
@@ -99,9 +103,11 @@ def test_a_fingerprint_is_a_pure_function_of_recipe_and_data():
     assert len(set(stages().values())) == len(STAGES)
 
 
-@pytest.mark.parametrize("key", [key for key in RESULT if key not in DATA])
+@pytest.mark.parametrize("key", [key for key in RESULT if key not in (*DATA, "pool.base.well_trained")])
 def test_every_result_field_changes_the_fingerprint_of_some_stage(key):
-    assert changed(change(FULL, key, another(get(FULL, key), LEAVES[key].annotation)), base=FULL)
+    base = change(FULL, "pool.generation", "post") if key.startswith("pool.post.") else FULL
+    given = GIVEN if key.startswith("pool.base.") else None
+    assert changed(change(base, key, another(get(base, key), LEAVES[key].annotation)), base=base, given=given)
 
 
 @pytest.mark.parametrize("key", EXECUTION)
@@ -110,7 +116,7 @@ def test_no_execution_field_changes_any_fingerprint(key):
     assert changed(recipe) == set()
     ours, theirs = Plan(recipe, FACTS), Plan(DIGITS, FACTS)
     assert list(ours.units()) == list(theirs.units())
-    assert (ours.bases, ours.students) == (theirs.bases, theirs.students)
+    assert (ours.members, ours.students) == (theirs.members, theirs.students)
 
 
 def test_the_execution_fields_are_those_that_scripts_count_on():
@@ -247,9 +253,10 @@ def test_every_data_field_changes_the_fingerprint_of_some_stage(two_of_each, key
 @pytest.mark.parametrize("kind", VERSIONS)
 def test_a_new_version_of_an_algorithm_reuses_nothing_it_made(monkeypatch, kind):
     before = stages()
-    monkeypatch.setitem(plan_module.VERSIONS, kind, VERSIONS[kind] + 1)
+    monkeypatch.setitem(VERSIONS, kind, VERSIONS[kind] + 1)
     after = stages()
-    first = {"base": "pool", "unit": "synthesis", "shard": "labels", "set": "evaluation", "student": "evaluation"}
+    first = {"training": "pool", "member": "pool", "unit": "synthesis", "shard": "labels"}
+    first |= {"set": "evaluation", "student": "evaluation"}
     assert {stage for stage in STAGES if before[stage] != after[stage]} == from_stage(first.get(kind, kind))
 
 
@@ -312,20 +319,6 @@ def test_without_random_controls_no_random_set_is_drawn():
     plan = Plan(change(DIGITS, "evaluation.controls", ("full_data",)), FACTS)
     assert plan.random_sets == ()
     assert {run.row for run in plan.students} == {"distilled", "full_data"}
-
-
-def test_the_members_are_every_snapshot_of_every_base():
-    plan = Plan(DIGITS, FACTS)
-    assert len(plan.bases) == 2
-    assert [(member.base.seed, member.epoch) for member in plan.members] == [
-        (seed, epoch) for seed in (0, 1) for epoch in (2, 4, 6, 8, 10)
-    ]
-
-
-def test_a_further_seed_keeps_the_bases_that_are_there():
-    more = Plan(change(DIGITS, "pool.seeds", (0, 1, 2)), FACTS).bases
-    assert set(Plan(DIGITS, FACTS).bases) < set(more)
-    assert len({base.fingerprint for base in more}) == 3
 
 
 # -- units ---------------------------------------------------------------------------------------------------------

@@ -1,18 +1,18 @@
 """The training loop of bases and students."""
 
-import copy
 import math
+from itertools import islice
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 from torch import nn
 
-from teddy_ray.pool import train_base
-from teddy_ray.recipe import Augmentation, Evaluation, Pool
+from teddy_ray.recipe import Evaluation
 from teddy_ray.students import TrainingSet, train_student
-from teddy_ray.training import accuracy, fit
+from teddy_ray.training import Batch, State, accuracy, cut_into_batches, fit
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 
@@ -26,17 +26,16 @@ def test_one_step_equals_adamw_by_hand(temperature):
     W, b = (parameter.detach().numpy().copy() for parameter in model.parameters())
     x, t = random.random((5, 6)), random.dirichlet(np.ones(4), 5)
     lr, decay = 0.03, 0.2
-    losses = []
-    fit(
-        model,
-        lambda epoch: [(torch.from_numpy(x), torch.from_numpy(t))],
+    states = fit(
+        State.begin(model, decay),
+        lambda epoch: [Batch(torch.from_numpy(x), torch.from_numpy(t), len(x))],
+        key=("test",),
         epochs=1,
         steps_per_epoch=1,
         learning_rate=lr,
-        weight_decay=decay,
         temperature=temperature,
-        on_epoch=lambda epoch, loss: losses.append((epoch, loss)),
     )
+    losses = [(state.epoch, state.losses[-1]) for state in states]
 
     p = np.exp((x @ W.T + b) / temperature)
     p /= p.sum(1, keepdims=True)
@@ -60,10 +59,10 @@ def test_learning_rate_warms_up_and_falls_to_zero_on_a_cosine(warmup_epochs):
     def batches(epoch):
         for _ in range(5):
             positions.append(float(model.weight[0].detach()))
-            yield torch.ones(1, 1, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+            yield Batch(torch.ones(1, 1, dtype=torch.float64), torch.tensor([[1.0, 0.0]], dtype=torch.float64), 1)
 
-    options = {"epochs": 10, "steps_per_epoch": 5, "learning_rate": 1e-7, "weight_decay": 0.0}
-    fit(model, batches, **options, warmup_epochs=warmup_epochs)
+    options = {"key": ("test",), "epochs": 10, "steps_per_epoch": 5, "learning_rate": 1e-7}
+    list(fit(State.begin(model, 0.0), batches, **options, warmup_epochs=warmup_epochs))
     rates = np.diff([*positions, float(model.weight[0].detach())]) / 1e-7
     warmup = 5 * warmup_epochs
     cosine = [0.5 * (1 + math.cos(math.pi * step / (50 - warmup))) for step in range(50 - warmup)]
@@ -78,29 +77,24 @@ def test_loss_that_is_not_finite_names_its_epoch(value):
         model.weight.copy_(torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]))
     good, bad = torch.ones(2, 3), torch.full((2, 3), value)
     targets = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-    finished = []
+    states = fit(
+        State.begin(model, 0.0),
+        lambda epoch: [Batch(good, targets, 2), Batch(bad if epoch == 2 else good, targets, 2)],
+        key=("test",),
+        epochs=3,
+        steps_per_epoch=2,
+        learning_rate=1e-3,
+    )
+    assert next(states).epoch == 1
     with pytest.raises(FloatingPointError, match="epoch 2"):
-        fit(
-            model,
-            lambda epoch: [(good, targets), (bad if epoch == 2 else good, targets)],
-            epochs=3,
-            steps_per_epoch=2,
-            learning_rate=1e-3,
-            weight_decay=0.0,
-            on_epoch=lambda epoch, loss: finished.append(epoch),
-        )
-    assert finished == [1]
+        next(states)
 
 
 def test_training_puts_the_model_into_training_mode():
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).eval()
-    fit(
-        model,
-        lambda epoch: [(torch.rand(4, 3) + 5, torch.full((4, 2), 0.5))],
-        epochs=1,
-        steps_per_epoch=1,
-        learning_rate=1e-3,
-        weight_decay=0.0,
+    options = {"key": ("test",), "epochs": 1, "steps_per_epoch": 1, "learning_rate": 1e-3}
+    list(
+        fit(State.begin(model, 0.0), lambda epoch: [Batch(torch.rand(4, 3) + 5, torch.full((4, 2), 0.5), 4)], **options)
     )
     assert model[0].running_mean.min() > 0.4
 
@@ -118,7 +112,8 @@ def test_accuracy_counts_in_evaluation_mode_and_restores_the_mode(batch_size, tr
     model = Pixels().train(training)
     images = torch.eye(4)[[0, 1, 2, 3, 0, 1, 2]].reshape(7, 1, 2, 2)
     labels = torch.tensor([0, 1, 2, 3, 0, 3, 3])
-    assert accuracy(model, images, labels, batch_size) == 5 / 7
+    batches = zip(images.split(batch_size), labels.split(batch_size), strict=True)
+    assert accuracy(model, batches) == 5 / 7
     assert model.training is training
 
 
@@ -129,32 +124,64 @@ def digits():
     return images[:500], bunch.target[:500].astype(np.int64), (images[500:700], bunch.target[500:700].astype(np.int64))
 
 
-def train_digits_base(digits, seed):
-    images, labels, validation = digits
-    pool = Pool(snapshots=(2, 5), batch_size=32, learning_rate=5e-3, augmentation=Augmentation(flip=False))
-    snapshots = {}
-    train_base(
-        images,
-        labels,
-        validation,
-        pool,
-        architecture="convnet:width=16,depth=2",
-        seed=seed,
-        num_classes=10,
-        device=CPU,
-        on_snapshot=lambda epoch, model, share: snapshots.update({epoch: (copy.deepcopy(model).state_dict(), share)}),
+class Dropping(nn.Module):
+    """A model that draws, with a BatchNorm: everything that a resumed training has to find as it was."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5))
+        self.head = nn.Linear(32, 10)
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+
+def fit_digits(digits, state, epochs, key="test", autocast=None):
+    images, labels = torch.from_numpy(digits[0]).float() / 255, torch.eye(10)[torch.from_numpy(digits[1])]
+    rows = np.arange(len(images))
+
+    def batches(epoch):
+        for part in cut_into_batches(np.roll(rows, epoch), 100):
+            yield Batch(images[part], labels[part], len(part))
+
+    # the schedule is that of five epochs, however many are run here
+    states = fit(
+        state, batches, key=(key,), epochs=5, steps_per_epoch=5, learning_rate=1e-2, warmup_epochs=1, autocast=autocast
     )
-    return snapshots
+    return list(islice(states, epochs))[-1]
 
 
-def test_base_is_kept_at_its_snapshots_learns_and_comes_out_the_same_twice(digits):
-    snapshots, again, other = (train_digits_base(digits, seed) for seed in (0, 0, 1))
-    assert list(snapshots) == [2, 5]
-    assert snapshots[5][1] > 0.8
-    weights = snapshots[5][0]
-    assert all(torch.equal(weights[name], again[5][0][name]) for name in weights)
-    assert not torch.equal(weights["network.classifier.weight"], snapshots[2][0]["network.classifier.weight"])
-    assert not torch.equal(weights["network.classifier.weight"], other[5][0]["network.classifier.weight"])
+def fresh():
+    torch.manual_seed(3)
+    return State.begin(Dropping(), 0.1)
+
+
+def bytes_of(state):
+    return save({name: tensor.contiguous() for name, tensor in state.tensors().items()})
+
+
+def test_a_training_that_goes_on_from_a_checkpoint_ends_in_the_same_bits(digits):
+    whole = fit_digits(digits, fresh(), 5)
+    begun = load(bytes_of(fit_digits(digits, fresh(), 2)))
+    torch.manual_seed(99)  # another process
+    resumed = State.begin(Dropping(), 0.1)
+    resumed.restore(begun)
+    assert resumed.epoch == 2
+    resumed = fit_digits(digits, resumed, 3)
+    assert (resumed.epoch, resumed.losses) == (5, whole.losses)
+    assert bytes_of(resumed) == bytes_of(whole)
+
+
+def test_what_a_model_draws_follows_from_the_key(digits):
+    same, again, other = (fit_digits(digits, fresh(), 2, key) for key in ("a", "a", "b"))
+    assert bytes_of(same) == bytes_of(again) != bytes_of(other)
+
+
+def test_autocast_computes_products_in_bfloat16_and_keeps_weights(digits):
+    full, mixed = fit_digits(digits, fresh(), 5), fit_digits(digits, fresh(), 5, autocast=torch.bfloat16)
+    assert mixed.losses != full.losses
+    assert mixed.losses == pytest.approx(full.losses, rel=0.1)
+    assert {parameter.dtype for parameter in mixed.model.parameters()} == {torch.float32}
 
 
 def train_digits_student(images, labels, test, architecture="convnet:width=16,depth=2", **options):

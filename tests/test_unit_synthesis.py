@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo.testing
+from conftest import train_on
 from safetensors.torch import load, save
 from sklearn.datasets import load_digits
 
@@ -19,8 +20,7 @@ from teddy_ray.matching import layer_weights, make_targets, member_loss
 from teddy_ray.models import build, freeze
 from teddy_ray.moments import class_moments
 from teddy_ray.pixels import from_pixels, to_pixels
-from teddy_ray.pool import train_base
-from teddy_ray.recipe import Augmentation, Curriculum, Data, Pool, Recipe, Statistics, Synthesis
+from teddy_ray.recipe import Augmentation, Curriculum, Data, Recipe, Statistics, Synthesis
 from teddy_ray.starts import noise_start
 from teddy_ray.synthesis import Member, State, optimise
 from teddy_ray.taps import Taps
@@ -81,19 +81,8 @@ def loaded(name, model, digits):
 def members(digits):
     """Three snapshots of a ConvNet trained on digits."""
     pixels, labels = digits
-    pool = []
-    train_base(
-        pixels[:600],
-        labels[:600],
-        (pixels[600:700], labels[600:700]),
-        Pool(snapshots=(2, 5, 10), batch_size=32, learning_rate=5e-3, augmentation=Augmentation(flip=False)),
-        architecture="convnet:width=16,depth=2",
-        seed=0,
-        num_classes=10,
-        device=CPU,
-        on_snapshot=lambda epoch, model, accuracy: pool.append(loaded(f"epoch {epoch}", model, digits)),
-    )
-    return pool
+    snapshots = train_on(pixels[:600], labels[:600], (2, 5, 10))
+    return [loaded(f"epoch {epoch}", model, digits) for epoch, model in snapshots.items()]
 
 
 @pytest.fixture(scope="module")

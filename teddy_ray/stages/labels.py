@@ -13,13 +13,13 @@ from torch import nn
 from teddy_ray.dataset import LabelledImages, concatenate, decode, encode
 from teddy_ray.device import prepare
 from teddy_ray.labels import Views, label_views
+from teddy_ray.members import load_members
 from teddy_ray.pixels import from_pixels
 from teddy_ray.plan import ImageSet, Plan, Shard
 from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import Dispatcher
 from teddy_ray.stages.executor import RayExecutor
-from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.session import Session
 from teddy_ray.stages.synthesis import read_set
 from teddy_ray.storage import Storage

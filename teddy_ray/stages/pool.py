@@ -1,4 +1,5 @@
-"""Stage 1, on Ray Train: train the bases and keep their snapshots, the pool M = {T_1, ..., T_e}."""
+"""Stage 1, on Ray Train: the pool M. Snapshots of early trajectories, or pruned and fine-tuned copies of a trained
+base."""
 
 from __future__ import annotations
 
@@ -7,105 +8,142 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import ray
 import ray.train
+import torch
 from ray.exceptions import RayActorError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import RayTrainError  # what Ray Train says itself; our errors come as they are
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-from torch import nn
 
-from teddy_ray.device import prepare
-from teddy_ray.errors import InputError, StageError
-from teddy_ray.models import Classifier, build, freeze
-from teddy_ray.plan import Base, Member, Plan
-from teddy_ray.pool import train_base
+from teddy_ray.checkpoints import Checkpoint
+from teddy_ray.data_parallel import Group, join_group
+from teddy_ray.device import describe, fast_bf16, prepare, versions
+from teddy_ray.errors import InputError, Problem, StageError
+from teddy_ray.members import build_for, check_member, check_rows, load_member, publish_member
+from teddy_ray.models import Classifier
+from teddy_ray.plan import Plan
+from teddy_ray.pool import Labelled, measure, recalibrated, train
+from teddy_ray.pool_plan import Member, Training
 from teddy_ray.progress import Bar
-from teddy_ray.recipe import Pool
+from teddy_ray.pruning import prune
 from teddy_ray.sources import Images, Source
+from teddy_ray.sources.held import Held
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.executor import result_of
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
+from teddy_ray.training import State
 
 MAX_ATTEMPTS = 5
+
+
+def run(session: Session) -> None:
+    """Train what is missing, bases before what is made of them, check every member, then publish the list of all."""
+    started = time.monotonic()
+    plan, storage, models = session.plan, session.storage, session.plan.pool_plan
+    for trainings, what in ((models.bases, "bases"), (models.finetunings, "members")):
+        _train_missing(session, trainings, what)
+    check(session)
+    manifests = {member: storage.open("member", member.fingerprint).manifest for member in plan.members}
+    trainings = [*models.bases, *models.finetunings]
+    last = [storage.open("member", training.members[-1].fingerprint).manifest for training in trainings]
+    with storage.publish("pool", plan.pool) as draft:
+        draft.facts = {
+            "classes": list(plan.data.classes),
+            "generation": {"chosen": models.generation, "reason": models.generation_reason},
+            "members": [
+                {
+                    "name": member.name,
+                    "architecture": member.architecture,
+                    "ratio": member.ratio,
+                    "epoch": member.epoch,
+                    "seed": member.seed,
+                    "validation_accuracy": manifest["validation_accuracy"],
+                    "parameters": manifest["parameters"],
+                    "weights_sha256": manifest["files"]["weights.safetensors"]["sha256"],
+                    "fingerprint": member.fingerprint,
+                }
+                for member, manifest in manifests.items()
+            ],
+            "seconds": time.monotonic() - started,
+            "worker_seconds": sum(manifest["seconds"] for manifest in last),
+        }
+
+
+def check(session: Session) -> None:
+    """Raises InputError where a member has other classes than the data, or is not as often right as it was."""
+    session.start()
+    part, plan = session.recipe.pool, session.plan
+    task = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker, max_retries=MAX_ATTEMPTS)(_check)
+    num_tasks = session.workers(part, at_most=len(plan.members))
+    shares = [plan.members[first::num_tasks] for first in range(num_tasks)]
+    references = [task.remote(plan, session.storage, session.source_ref, share) for share in shares]
+    for reference in references:
+        result_of(reference, "pool", "the check of its members")
+
+
+def _check(plan: Plan, storage: Storage, source: Source, members: Sequence[Member]) -> None:
+    device = prepare(plan.recipe.pool.threads, plan.recipe.pool.gpus_per_worker)
+    validation = _labelled(source.validation)
+    for member in members:
+        check_member(plan, storage, member, validation, device)
+
+
+def _labelled(images: Images, keep_bytes: int = 0) -> Labelled:
+    return Labelled(Held(images, keep_bytes).ahead, images.labels)
 
 
 @dataclass(frozen=True)
 class _Job:
     """What a training worker is given."""
 
-    pool: Pool
-    bases: Sequence[Base]
+    plan: Plan
+    trainings: Sequence[Training]
     source: ray.ObjectRef[Source]
     storage: Storage
     poster: Poster
 
 
-def run(session: Session) -> None:
-    """Train the bases that are not there yet, several at a time, then publish the list of members."""
-    started = time.monotonic()
-    plan, storage = session.plan, session.storage
-    missing = [base for base in plan.bases if not storage.has("base", base.fingerprint)]
-    if missing:
-        session.start()
-        with session.progress.stage("pool", len(missing), "bases") as bar:
-            for attempt in range(1, MAX_ATTEMPTS + 1):
-                if _train(session, missing, bar, last_attempt=attempt == MAX_ATTEMPTS):
-                    break
-                missing = [base for base in missing if not storage.has("base", base.fingerprint)]
-    manifests = {base: storage.open("base", base.fingerprint).manifest for base in plan.bases}
-    with storage.publish("pool", plan.pool) as draft:
-        draft.facts = {
-            "classes": list(plan.data.classes),
-            "members": [
-                {
-                    "name": member.name,
-                    "architecture": member.base.architecture,
-                    "seed": member.base.seed,
-                    "epoch": member.epoch,
-                    "validation_accuracy": manifests[member.base]["validation_accuracy"][str(member.epoch)],
-                    "base": member.base.fingerprint,
-                    "file": member.file,
-                }
-                for member in plan.members
-            ],
-            "seconds": time.monotonic() - started,
-            "worker_seconds": sum(manifest["seconds"] for manifest in manifests.values()),
-        }
+def _train_missing(session: Session, trainings: Sequence[Training], what: str) -> None:
+    """Train those of which a member is missing, several at a time. What lost workers had finished stays."""
+    published = session.storage.published("member")
+    missing = [training for training in trainings if _is_missing(training, published)]
+    if not missing:
+        return
+    session.start()
+    with session.progress.stage("pool", len(missing), what) as bar:
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            if _train_on_ray(session, missing, bar, last_attempt=attempt == MAX_ATTEMPTS):
+                return
+            published = session.storage.published("member")
+            missing = [training for training in missing if _is_missing(training, published)]
 
 
-def load_members(plan: Plan, storage: Storage, members: Sequence[Member]) -> list[nn.Module]:
-    """The members' models, frozen, in evaluation mode, on the CPU."""
-    return [freeze(_load(plan, storage, member)) for member in members]
+def _is_missing(training: Training, published: set[str]) -> bool:
+    return any(member.fingerprint not in published for member in training.members)
 
 
-def _load(plan: Plan, storage: Storage, member: Member) -> Classifier:
-    data = plan.recipe.data
-    model = build(
-        member.base.architecture,
-        num_classes=len(plan.data.classes),
-        channels=data.channels,
-        image_size=data.image_size,
-    )
-    model.load_state_dict(storage.open("base", member.base.fingerprint).tensors(member.file))
-    return model
-
-
-def _train(session: Session, bases: Sequence[Base], bar: Bar, *, last_attempt: bool) -> bool:
-    """One run of Ray Train over the bases. False where workers were lost and it should be run again."""
+def _train_on_ray(session: Session, trainings: Sequence[Training], bar: Bar, *, last_attempt: bool) -> bool:
+    """One run of Ray Train. False where workers were lost and it should be run again."""
     pool = session.recipe.pool
-    job = _Job(pool, bases, session.source_ref, session.storage, session.board.poster())
-    num_workers = session.workers(pool, at_most=len(bases))
+    job = _Job(session.plan, trainings, session.source_ref, session.storage, session.board.poster())
+    per_base = pool.workers_per_base
+    num_workers = session.workers(pool, at_most=len(trainings) * per_base)
+    if num_workers < per_base:
+        remedy = f"{num_workers} worker(s) of the pool fit on the cluster at once; lower it"
+        raise InputError([Problem("pool.workers_per_base", per_base, remedy)])
     # As a task, for Ray Train takes over Ctrl-C where it runs, and leaves the driver no time to show progress.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    task = ray.remote(_fit).options(num_cpus=0, max_retries=0, scheduling_strategy=here).remote(job, num_workers)
+    remote = ray.remote(_fit).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
+    task = remote.remote(job, num_workers // per_base * per_base)
     show = session.board.shown_on(bar)
     while not ray.wait([task], timeout=0.5)[0]:
-        show(0, [base.name for base in bases])
-    names = ", ".join(base.name for base in bases)
+        show(0, [training.name for training in trainings])
+    names = ", ".join(training.name for training in trainings)
     failures = result_of(task, "pool", names)
-    # A failure of the work itself ends the run; a lost worker is replaced, and bases it had published stay.
+    # A failure of the work itself ends the run; a lost worker is replaced, and trainings go on from their checkpoints.
     for failure in failures:
         if isinstance(failure, InputError | StageError):
             raise failure
@@ -113,22 +151,23 @@ def _train(session: Session, bases: Sequence[Base], bar: Bar, *, last_attempt: b
     if failures and (last_attempt or not lost):
         raise StageError("pool", names, "; ".join(map(str, failures)))
     if failures:
-        session.progress.say(f"pool: {len(failures)} worker(s) lost; training again what they had not finished")
+        session.progress.say(f"pool: {len(failures)} worker(s) lost; going on from the last epoch of each training")
     return not failures
 
 
 def _fit(job: _Job, num_workers: int) -> list[Exception]:
     """Run Ray Train. Returns why workers failed, empty where none did."""
-    resources: dict[str, float] = {"CPU": job.pool.threads}
-    if job.pool.gpus_per_worker:
-        resources["GPU"] = job.pool.gpus_per_worker
+    pool = job.plan.recipe.pool
+    resources: dict[str, float] = {"CPU": pool.threads}
+    if pool.gpus_per_worker:
+        resources["GPU"] = pool.gpus_per_worker
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers, use_gpu=job.pool.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=num_workers, use_gpu=pool.gpus_per_worker > 0, resources_per_worker=resources
         ),
-        # each worker trains bases of its own, so the process group carries nothing that would want nccl
+        # of all workers; those that share a training make a group of their own, with nccl where it fits
         torch_config=TorchConfig(backend="gloo"),
         run_config=ray.train.RunConfig(
             name="pool",
@@ -145,53 +184,113 @@ def _fit(job: _Job, num_workers: int) -> list[Exception]:
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """Runs in each worker: trains and publishes every num_workers-th base."""
+    """Runs in each worker: trains every num_groups-th training, alone or with the others of its group."""
     job: _Job = config["job"]
-    context = ray.train.get_context()
-    device = prepare(job.pool.threads, job.pool.gpus_per_worker)
+    pool, context = job.plan.recipe.pool, ray.train.get_context()
+    device = prepare(pool.threads, pool.gpus_per_worker)
     if device.type == "cuda":
         device = ray.train.torch.get_device()  # Ray Train shows every worker all GPUs of its node
+    group = join_group(context.get_world_rank(), context.get_world_size(), pool.workers_per_base, device)
     source: Source = ray.get(job.source)
-    train, validation = source.train.read(), source.validation.read()
-    for base in job.bases[context.get_world_rank() :: context.get_world_size()]:
-        _publish_base(base, job, source.train, train, (validation, source.validation.labels), device)
+    train_part, validation = _labelled(source.train, pool.keep_bytes), _labelled(source.validation, pool.keep_bytes)
+    num_groups = context.get_world_size() // group.size
+    for training in job.trainings[context.get_world_rank() // group.size :: num_groups]:
+        _Trainer(job, training, train_part, validation, device, group).run()
 
 
-def _publish_base(base: Base, job: _Job, index: Images, images: Any, validation: Any, device: Any) -> None:
-    started = time.monotonic()
-    accuracies: dict[str, float] = {}
-    losses: list[float] = []
-    num_epochs = job.pool.snapshots[-1]
-    with job.storage.publish("base", base.fingerprint) as draft:
+class _Trainer:
+    """One training in one worker: from its start or its last epoch, publishing each member as it comes."""
 
-        def keep(epoch: int, model: nn.Module, accuracy: float) -> None:
-            accuracies[str(epoch)] = accuracy
-            draft.write_tensors(Member(base, epoch).file, model.state_dict())
+    def __init__(
+        self,
+        job: _Job,
+        training: Training,
+        data: Labelled,
+        validation: Labelled,
+        device: torch.device,
+        group: Group,
+    ) -> None:
+        self._plan, self._storage, self._poster, self._training = job.plan, job.storage, job.poster, training
+        self._data, self._validation, self._device, self._group = data, validation, device, group
+        precision = self._plan.recipe.pool.precision
+        self._bf16 = precision == "bf16" or (precision == "auto" and fast_bf16(device))
+        environment = {"device": describe(device), "versions": versions(), "bf16": self._bf16}
+        self._checkpoint = Checkpoint(self._storage, "training", training.fingerprint, environment)
+        self._started = time.monotonic()
 
-        def report(epoch: int, loss: float) -> None:
-            losses.append(loss)
-            job.poster(base.name, epoch / num_epochs, f"epoch {epoch}/{num_epochs}, loss {loss:.3f}")
-
+    def run(self) -> None:
+        pool, training = self._plan.recipe.pool, self._training
+        state = State.begin(self._start().to(self._device), pool.weight_decay)
+        if (saved := self._load_checkpoint()) is not None:
+            self._started -= float(saved.pop("seconds"))
+            state.restore(saved)
+        resumed_at = state.epoch
+        members = {member.epoch: member for member in training.members}
+        epochs = train(
+            state,
+            training,
+            self._data,
+            pool,
+            num_classes=len(self._plan.data.classes),
+            device=self._device,
+            autocast=torch.bfloat16 if self._bf16 else None,
+            group=self._group,
+        )
         try:
-            train_base(
-                images,
-                index.labels,
-                validation,
-                job.pool,
-                architecture=base.architecture,
-                seed=base.seed,
-                num_classes=len(index.classes),
-                device=device,
-                on_snapshot=keep,
-                on_epoch=report,
-            )
+            for state in epochs:
+                self._group.average_buffers(state.model)  # so that all go on from what the first one saves
+                if self._group.rank == 0:
+                    self._report(state)
+                    if state.epoch in members:
+                        self._publish(members[state.epoch], state, resumed_at)
+                    if state.epoch < training.epochs:
+                        seconds = torch.tensor(time.monotonic() - self._started)
+                        self._checkpoint.save({**state.tensors(), "seconds": seconds})
         except FloatingPointError as error:
-            raise StageError("pool", base.name, f"{error} (pool.learning_rate)") from None
-        draft.facts = {
-            "architecture": base.architecture,
-            "seed": base.seed,
-            "classes": list(index.classes),
-            "validation_accuracy": accuracies,
-            "losses": losses,
-            "seconds": time.monotonic() - started,
-        }
+            key = "pool.post.learning_rate" if training.ratio or not training.warmup_epochs else "pool.learning_rate"
+            raise StageError("pool", training.name, f"{error} ({key})") from None
+        if self._group.rank == 0:
+            self._checkpoint.drop()
+
+    def _start(self) -> Classifier:
+        training, data = self._training, self._plan.recipe.data
+        if training.start is None:
+            return build_for(self._plan, training.architecture, seed=training.seed)
+        model = load_member(self._plan, self._storage, training.start)
+        try:
+            return prune(model, training.ratio, channels=data.channels, image_size=data.image_size)
+        except ValueError as error:
+            raise InputError([Problem("pool.post.ratios", training.ratio, str(error))]) from None
+
+    def _load_checkpoint(self) -> dict[str, torch.Tensor] | None:
+        saved = self._checkpoint.load()
+        if saved is None:
+            return None
+        published, epoch = self._storage.published("member"), len(saved["losses"])
+        lost = [m for m in self._training.members if m.epoch <= epoch and m.fingerprint not in published]
+        return None if lost else saved  # a member that somebody deleted comes only of going its way again
+
+    def _publish(self, member: Member, state: State, resumed_at: int) -> None:
+        pool = self._plan.recipe.pool
+        model = state.model
+        if pool.recalibrate and member in self._plan.members:
+            model = recalibrated(model, self._data, pool, self._device)
+        publish_member(
+            self._storage,
+            self._plan,
+            member,
+            model,
+            accuracy=measure(model, self._validation, np.arange(len(self._validation.labels)), self._device),
+            check_accuracy=measure(model, self._validation, check_rows(len(self._validation.labels)), self._device),
+            facts={
+                "losses": state.losses,
+                "resumed_at": resumed_at,
+                "precision": "bf16" if self._bf16 else "fp32",
+                "device": describe(self._device),
+                "seconds": (time.monotonic() - self._started) * self._group.size,
+            },
+        )
+
+    def _report(self, state: State) -> None:
+        name, epochs = self._training.name, self._training.epochs
+        self._poster(name, state.epoch / epochs, f"epoch {state.epoch}/{epochs}, loss {state.losses[-1]:.3f}")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from teddy_ray.augment import apply_boxes, draw_boxes
 from teddy_ray.device import prepare
+from teddy_ray.members import load_members
 from teddy_ray.moments import Moments, class_moments
 from teddy_ray.pixels import from_pixels
 from teddy_ray.plan import Plan
@@ -25,7 +26,6 @@ from teddy_ray.randomness import generator
 from teddy_ray.recipe import Recipe
 from teddy_ray.sources import Source
 from teddy_ray.stages.dispatch import own_error
-from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.quiet import RESTARTABLE_ACTOR, without_lines
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Artifact, Storage

@@ -20,6 +20,7 @@ from teddy_ray.device import describe, keep_freed_memory, prepare, versions
 from teddy_ray.engine import Engine, Machine, choose, inspect_machine
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.kernels.build import identity
+from teddy_ray.members import load_members
 from teddy_ray.moments import buffer_moments
 from teddy_ray.pixels import to_pixels
 from teddy_ray.plan import ImageSet, Plan, Unit
@@ -29,7 +30,6 @@ from teddy_ray.sources import Images, Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import Dispatcher
 from teddy_ray.stages.executor import RayExecutor, result_of
-from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.session import Session
 from teddy_ray.stages.statistics import load_moments
 from teddy_ray.starts import mosaic_start, noise_start

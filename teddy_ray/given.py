@@ -1,0 +1,9 @@
+"""SHIM"""
+
+
+class GivenBase:
+    facts = None
+
+
+def read_given(plan, validation, storage):
+    return None
