@@ -119,7 +119,6 @@ def _data_problems(recipe: Recipe, source: Source) -> list[Problem]:
 
 
 def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Problem]:
-    import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from teddy_ray import models
@@ -131,10 +130,9 @@ def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Proble
     for key, names in lists.items():
         for name in names:
             try:
-                with torch.device("meta"):
-                    model = models.build(
-                        name, num_classes=num_classes, channels=data.channels, image_size=data.image_size
-                    )
+                model = models.outline(
+                    name, num_classes=num_classes, channels=data.channels, image_size=data.image_size
+                )
             except ValueError as error:
                 problems.append(Problem(key, name, str(error)))
                 continue

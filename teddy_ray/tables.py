@@ -133,20 +133,17 @@ def plan_table(plan: Plan, storage: Storage) -> str:
 
 def model_bytes(plan: Plan) -> int:
     """Bytes of the weights of all members."""
-    import torch
-
     from teddy_ray import models
 
     data = plan.recipe.data
     total = 0
     for base in plan.bases:
-        with torch.device("meta"):
-            model = models.build(
-                base.architecture,
-                num_classes=len(plan.data.classes),
-                channels=data.channels,
-                image_size=data.image_size,
-            )
+        model = models.outline(
+            base.architecture,
+            num_classes=len(plan.data.classes),
+            channels=data.channels,
+            image_size=data.image_size,
+        )
         total += sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     return total * len(plan.recipe.pool.snapshots)
 
