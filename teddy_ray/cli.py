@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     for signal_number in (signal.SIGINT, signal.SIGTERM):  # SIGTERM is how a job is stopped
         signal.signal(signal_number, _interrupt)
+    if os.getcwd() not in sys.path:  # a recipe may name functions of modules that lie here; Ray's workers look too
+        sys.path.insert(0, os.getcwd())
     try:
         arguments.run(arguments)
     except InputError as error:

@@ -16,7 +16,7 @@ from teddy_ray.errors import InputError, Problem
 from teddy_ray.kernels.build import can_build
 from teddy_ray.kernels.build import compiler as find_compiler
 from teddy_ray.matching import member_loss
-from teddy_ray.models import build
+from teddy_ray.models import outline
 from teddy_ray.recipe import Recipe
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -116,9 +116,8 @@ def mean_step_flops(recipe: Recipe, num_classes: int) -> float:
 
 @functools.cache
 def _step_flops(architecture: str, num_classes: int, channels: int, image_size: int) -> float:
-    with torch.device("meta"):
-        model = build(architecture, num_classes=num_classes, channels=channels, image_size=image_size).eval()
-        image = torch.empty(1, channels, image_size, image_size)
+    model = outline(architecture, num_classes=num_classes, channels=channels, image_size=image_size).eval()
+    image = torch.zeros(1, channels, image_size, image_size, device=model.mean.device)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(image)
     return 2.0 * float(counter.get_total_flops())  # back to the image costs what forward does

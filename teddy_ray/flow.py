@@ -106,7 +106,7 @@ def _facts(source: Source) -> DataFacts:
 
 
 def _code(recipe: Recipe) -> dict[str, str]:
-    code_identity = lambda n: None
+    from teddy_ray.models import code_identity
 
     names = (*recipe.pool.architectures, *recipe.evaluation.students)
     return {name: code for name in names if (code := code_identity(name)) is not None}
@@ -139,7 +139,6 @@ def _data_problems(recipe: Recipe, source: Source) -> list[Problem]:
 
 
 def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Problem]:
-    import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from teddy_ray import models
@@ -151,10 +150,9 @@ def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Proble
     for key, names in lists.items():
         for name in names:
             try:
-                with torch.device("meta"):
-                    model = models.build(
-                        name, num_classes=num_classes, channels=data.channels, image_size=data.image_size
-                    )
+                model = models.outline(
+                    name, num_classes=num_classes, channels=data.channels, image_size=data.image_size
+                )
             except ValueError as error:
                 problems.append(Problem(key, name, str(error)))
                 continue

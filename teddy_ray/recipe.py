@@ -524,10 +524,6 @@ def _pool_contradictions(recipe: Recipe) -> Iterable[Problem]:
     if pool.base.weights is not None and len(pool.architectures) > 1:
         remedy = "should be the one architecture of pool.base.weights"
         yield Problem("pool.architectures", list(pool.architectures), remedy)
-    for key, value in (("mean", pool.base.mean), ("std", pool.base.std)):
-        if isinstance(value, tuple) and len(value) != recipe.data.channels:
-            remedy = f"should be one number, or {recipe.data.channels}, one per channel (data.channels)"
-            yield Problem(f"pool.base.{key}", list(value), remedy)
     if pool.num_workers != "auto" and pool.num_workers % pool.workers_per_base:
         remedy = f"should be a multiple of pool.workers_per_base, {pool.workers_per_base}"
         yield Problem("pool.num_workers", pool.num_workers, remedy)

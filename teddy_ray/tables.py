@@ -137,16 +137,13 @@ def plan_table(plan: Plan, storage: Storage) -> str:
 
 def model_bytes(plan: Plan) -> int:
     """Bytes of the weights of all members, before pruning."""
-    import torch
-
     from teddy_ray import models
 
     data, total = plan.recipe.data, 0
     for architecture, num in Counter(member.architecture for member in plan.members).items():
-        with torch.device("meta"):
-            model = models.build(
-                architecture, num_classes=len(plan.data.classes), channels=data.channels, image_size=data.image_size
-            )
+        model = models.outline(
+            architecture, num_classes=len(plan.data.classes), channels=data.channels, image_size=data.image_size
+        )
         total += num * sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values())
     return total
 

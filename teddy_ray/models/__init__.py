@@ -1,89 +1,122 @@
-"""Models by name. A name is an architecture with options: `convnet`, `convnet:width=32,norm=group`, `resnet18`."""
+"""Models by name.
+
+`convnet:width=32,norm=group` and `resnet18` are this package's own, `torchvision/densenet121` and `timm/resnet18d`
+those of libraries, and `my.nets:make:width=3` is a function of the user's.
+"""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
+from teddy_ray.models import from_timm, from_torchvision, from_user, own
+from teddy_ray.models.blueprint import Blueprint, suggestion
+from teddy_ray.models.own import ARCHITECTURES
 from teddy_ray.randomness import generator
 
+__all__ = ["ARCHITECTURES", "Classifier", "build", "code_identity", "freeze", "outline", "takes_any_size"]
 
-@dataclass(frozen=True, kw_only=True)
-class Architecture:
-    """Facts about one architecture.
-
-    builder: "module:attribute", called with (num_classes, channels, image_size, **fixed, **options).
-    options: what a name may set, with the defaults. fixed: what it may not.
-    any_size: whether a model takes images of another size than it was built for.
-    """
-
-    builder: str
-    options: Mapping[str, Any]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    any_size: bool
-
-
-_CONVNET = "teddy_ray.models.convnet:ConvNet"
-_RESNET = "teddy_ray.models.resnet:ResNet"
-
-
-def _resnet(block: str, layers: tuple[int, ...]) -> Architecture:
-    fixed = {"block": block, "layers": layers}
-    return Architecture(builder=_RESNET, options={"width": 64}, fixed=fixed, any_size=True)
-
-
-ARCHITECTURES = {
-    "convnet": Architecture(builder=_CONVNET, options={"width": 128, "depth": 3, "norm": "batch"}, any_size=False),
-    "resnet18": _resnet("basic", (2, 2, 2, 2)),
-    "resnet34": _resnet("basic", (3, 4, 6, 3)),
-    "resnet50": _resnet("bottleneck", (3, 4, 6, 3)),
-}
+FORMS = ("torchvision/<name>", "timm/<name>", "<module>:<function>")
+LIBRARIES = {"torchvision": from_torchvision.find, "timm": from_timm.find}
+SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
+"""Sizes to try, in pixels, for what a model can take where no table knows."""
 
 
 class Classifier(nn.Module):
     """A network with its pixel normalisation inside: takes images in [0, 1], gives logits.
 
-    The network may be of another type than the images: they are converted after the normalisation.
+    mean, std: one number for all channels, or one for each. repeat: how often the channels are repeated first, for a
+    network of colours that is given grey images. The network may be of another type than the images: they are
+    converted after the normalisation.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, mean: float = 0.5, std: float = 0.25) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: float | Sequence[float] = 0.5,
+        std: float | Sequence[float] = 0.25,
+        *,
+        repeat: int = 1,
+    ) -> None:
         super().__init__()
         self.network = network
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("std", torch.tensor(std))
+        self.repeat = repeat
+        self.register_buffer("mean", torch.tensor(mean).reshape(-1))
+        self.register_buffer("std", torch.tensor(std).reshape(-1))
 
     def forward(self, images: Tensor) -> Tensor:
-        normalised = (images - self.mean) / self.std
-        logits: Tensor = self.network(normalised.to(next(self.network.parameters()).dtype))
+        images = images.repeat(1, self.repeat, 1, 1) if self.repeat > 1 else images
+        mean, std = (value.to(images.dtype)[:, None, None] for value in (self.mean, self.std))
+        normalised = (images - mean) / std
+        logits: Tensor = self.network(normalised.to(next(self.network.parameters(), normalised).dtype))
         return logits
 
 
-def build(name: str, *, num_classes: int, channels: int, image_size: int, seed: int = 0) -> Classifier:
-    """Build a model with weights drawn from (name, seed). Raises ValueError for a name that makes no sense."""
-    architecture, options = _parse(name)
-    module, _, attribute = architecture.builder.partition(":")
-    constructor = getattr(importlib.import_module(module), attribute)
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    channels: int,
+    image_size: int,
+    seed: int = 0,
+    mean: float | Sequence[float] = 0.5,
+    std: float | Sequence[float] = 0.25,
+) -> Classifier:
+    """Build a model with weights drawn from (name, seed).
+
+    mean, std: of the pixels, one number, or one for each channel of the data. Raises ValueError for a name that makes
+    no sense, or a model that cannot do what is asked of it.
+    """
+    blueprint = _find(name)
+    taken = blueprint.channels or channels
+    repeat, rest = divmod(taken, channels)
+    if rest or (repeat > 1 and channels > 1):
+        raise ValueError(f"{name}: takes images of {taken} channels, or of one, which is repeated; not of {channels}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(generator("init", name, seed).integers(2**63)))
         try:
-            network = constructor(num_classes, channels, image_size, **architecture.fixed, **options)
+            network = _network(blueprint, num_classes, taken, image_size)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from None
-    return Classifier(network)
+            raise ValueError(f"{name}: {error}{_smallest(blueprint, num_classes, taken)}") from error
+    return Classifier(network, _each(mean, taken), _each(std, taken), repeat=repeat)
+
+
+def outline(name: str, *, num_classes: int, channels: int, image_size: int) -> Classifier:
+    """The model for what follows from its shape alone, without weights: on the meta device. Raises as `build` does.
+
+    Code of others that works on weights alone gives a model with weights.
+    """
+    size = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
+    try:
+        with _WithoutWeights():
+            return build(name, **size).to("meta")
+    except ValueError:
+        if not _find(name).tried:
+            raise
+        return build(name, **size)
 
 
 def takes_any_size(name: str) -> bool:
-    """Whether a model of this name takes images of another size than it was built for."""
-    return _parse(name)[0].any_size
+    """Whether a model of this name takes images of another size than it was built for.
+
+    Of a function of the user's that is not known, and not supposed.
+    """
+    return _find(name).any_size
+
+
+def code_identity(name: str) -> str | None:
+    """The hash of the code behind a name: what else can change the weights of (name, seed).
+
+    None where that is versioned with a package: for all names but functions of the user's.
+    """
+    return from_user.code_identity(name) if _form(name) == "user" else None
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -91,21 +124,81 @@ def freeze(model: nn.Module) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def _parse(name: str) -> tuple[Architecture, dict[str, Any]]:
-    base, _, text = name.partition(":")
-    if base not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {base!r}; should be one of {', '.join(ARCHITECTURES)}")
-    architecture = ARCHITECTURES[base]
-    options = dict(architecture.options)
-    for pair in filter(None, text.split(",")):
-        key, _, value = pair.partition("=")
-        if key not in options:
-            raise ValueError(f"unknown option {key!r} of {base}; should be one of {', '.join(options)}")
+class _WithoutWeights(TorchFunctionMode):
+    """Tensors that weights are drawn into are made on the meta device. Others are not: some builders compute."""
+
+    FACTORIES = frozenset({torch.empty, torch.zeros, torch.ones, torch.full, torch.rand, torch.randn})
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        device = {"device": "meta"} if func in self.FACTORIES else {}
+        return func(*args, **{**(kwargs or {}), **device})
+
+
+def _network(blueprint: Blueprint, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    network = blueprint.make(num_classes, channels, image_size)
+    if not blueprint.tried:
+        return network
+    weights = list(network.parameters())
+    if any(weight.is_meta for weight in weights):
+        network = network.to("meta")
+    modes = {module: module.training for module in network.modules()}
+    device = weights[0].device if weights else torch.device("cpu")
+    images = torch.zeros(2, channels, image_size, image_size, device=device)
+    told = f"a pass of 2 images of {channels} x {image_size} x {image_size} should give logits (2, {num_classes})"
+    try:
+        with torch.no_grad():
+            logits = network.eval()(images)
+    except Exception as error:  # code of others
+        raise ValueError(f"{told}, but raised {type(error).__name__}: {error}") from error
+    for module, training in modes.items():
+        module.training = training
+    if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):
+        gave = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ValueError(f"{told}, but gave {gave}")
+    return network
+
+
+def _smallest(blueprint: Blueprint, num_classes: int, channels: int) -> str:
+    """What a message says of the sizes that a model can take, where only trying tells."""
+    if blueprint.tried:
+        for size in SIZES:
+            try:
+                with _WithoutWeights():
+                    _network(blueprint, num_classes, channels, size)
+            except ValueError:
+                continue
+            return f"; images of {size} pixels are the smallest that it was found to take"
+    return ""
+
+
+def _each(value: float | Sequence[float], channels: int) -> list[float]:
+    """One number for each of the channels."""
+    values = [value] if isinstance(value, int | float) else list(value)
+    if len(values) not in (1, channels):
+        raise ValueError(f"mean and std should be one number, or one for each of {channels} channels, not {values}")
+    return values * (channels // len(values))
+
+
+def _form(name: str) -> str:
+    """Whose name it is: of a library, this package's own, the user's, or nobody's."""
+    library, slash, _ = name.partition("/")
+    if slash and library in LIBRARIES:
+        return library
+    if name.partition(":")[0] in ARCHITECTURES:
+        return "own"
+    return "user" if from_user.is_one(name) else ""
+
+
+def _find(name: str) -> Blueprint:
+    form, (base, _, options) = _form(name), name.partition(":")
+    if form in LIBRARIES:
+        return LIBRARIES[form](name)
+    if form == "own":
+        return own.find(base, options)
+    if form == "user":
         try:
-            parsed = yaml.safe_load(value)
-        except yaml.YAMLError:
-            parsed = None
-        if type(parsed) is not type(options[key]) or (isinstance(parsed, int) and parsed < 1):
-            raise ValueError(f"{base}: {key}={value!r} should be like {key}={options[key]}")
-        options[key] = parsed
-    return architecture, options
+            return from_user.find(name)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    close = suggestion(base, [*from_torchvision.names(), *ARCHITECTURES])
+    raise ValueError(f"unknown architecture {base!r}; should be one of {', '.join([*ARCHITECTURES, *FORMS])}{close}")
