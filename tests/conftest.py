@@ -166,15 +166,16 @@ def bucket() -> Storage:
 
 
 def processes(title: str) -> list[int]:
-    """Ids of processes whose command line starts so."""
+    """Ids of processes of this test run whose command line starts so."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                ours = os.environ["HOME"].encode() in (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if command.startswith(title):
+            if ours and command.startswith(title):
                 found.append(int(entry.name))
     return found
 
