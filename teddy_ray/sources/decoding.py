@@ -45,6 +45,9 @@ def decode(raw: Raw, image_size: int, channels: int) -> npt.NDArray[np.uint8]:
             image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
     except (BadImageError, MemoryError):
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):  # the latter where warnings are errors
+        bomb = f"it declares more than {MAX_PIXELS} pixels and is refused undecoded, as a decompression bomb"
+        raise BadImageError(bomb) from None
     except UnidentifiedImageError:
         raise BadImageError(f"of none of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # noqa: BLE001 - Pillow's parsers raise whatever a broken file leads them to
@@ -58,10 +61,7 @@ def _open(raw: bytes | npt.NDArray[np.uint8]) -> Image.Image:
         return Image.fromarray(raw[..., 0] if raw.shape[2:] == (1,) else raw)
     image = Image.open(io.BytesIO(raw), formats=FORMATS)
     if image.width * image.height > MAX_PIXELS:
-        raise BadImageError(
-            f"{image.width} x {image.height} pixels are declared, more than {MAX_PIXELS}: refused, undecoded, for it "
-            "could be a decompression bomb; store it smaller"
-        )
+        raise Image.DecompressionBombError
     return image
 
 
