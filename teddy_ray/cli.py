@@ -92,9 +92,10 @@ def _distill(arguments: argparse.Namespace) -> None:
 def _plan(arguments: argparse.Namespace) -> None:
     recipe = _load(arguments)
     from teddy_ray.flow import prepare
+    from teddy_ray.progress import Progress
     from teddy_ray.tables import plan_table
 
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, Progress().say)
     print(plan_table(prepared.plan, prepared.storage))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,8 +33,10 @@ class Prepared:
     given: GivenBase | None
 
 
-def prepare(recipe: Recipe) -> Prepared:
+def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Prepared:
     """Check everything that can be known before work starts, and plan. Starts no Ray, writes nothing.
+
+    `say` takes lines for the user, where checking the data lasts or leaves images out.
 
     Raises InputError with every problem found.
     """
@@ -46,7 +48,7 @@ def prepare(recipe: Recipe) -> Prepared:
         storage.check_writable()
         check_run_folder(storage, recipe.name)
     with _collect(problems):
-        source = open_source(recipe.data)
+        source = open_source(recipe.data, say)
         problems += _data_problems(recipe, source)
     problems += _architecture_problems(recipe, source)
     if problems or storage is None or source is None:
@@ -58,7 +60,7 @@ def prepare(recipe: Recipe) -> Prepared:
 
 def distill(recipe: Recipe, progress: Progress) -> Summary:
     """Run what is missing of a recipe, publish runs/<name>/ and return its summary."""
-    prepared = prepare(recipe)
+    prepared = prepare(recipe, progress.say)
     plan, storage = prepared.plan, prepared.storage
     missing = [stage for stage, fingerprint in plan.stages().items() if not storage.has(stage, fingerprint)]
     if missing:
@@ -102,6 +104,7 @@ def _facts(source: Source) -> DataFacts:
         train=source.train.identity,
         validation=source.validation.identity,
         test=source.test.identity,
+        num_skipped=len(source.skipped),
     )
 
 

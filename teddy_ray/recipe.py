@@ -73,23 +73,30 @@ class Data(Part):
     """What is distilled."""
 
     source: Result[str]
-    """`sklearn:digits`, a folder of class folders, or a Parquet file or folder of Parquet files."""
+    """`sklearn:digits`; `torchvision:<Name>:<folder>`, a data set as torchvision keeps it in a local folder, such as
+    `torchvision:CIFAR10:/data` or, with an option, `torchvision:EMNIST,split=letters:/data` (nothing is downloaded);
+    or a path or URI of a folder of class folders, of a Parquet file, or of a folder of Parquet files."""
     test_source: Result[str | None] = None
-    """The test split, in the same form. Without it `test_fraction` of the source is set aside."""
+    """The test split: a folder of class folders or Parquet. Without it the data set's own is used, where it has one
+    (torchvision's and the digits), or else `test_fraction` of the source is set aside."""
     test_fraction: Result[Fraction] = 0.2
-    """Share of each class that becomes the test split where there is no `test_source`."""
+    """Share of each class that becomes the test split where there is no other."""
     validation: Result[Fraction] = 0.1
     """Share of each class left out of training, moments, starts and controls; pool accuracies use it."""
     image_size: Result[Annotated[int, Field(ge=4)]] = 32
     """Height and width of all images, in pixels; others are resized and centre-cropped."""
     channels: Result[Literal[1, 3]] = 3
-    """1 for greyscale, 3 for RGB; images are converted."""
+    """1 for greyscale, 3 for RGB; images are converted, transparency over white."""
     classes: Result[Annotated[tuple[str, ...], Field(min_length=1)] | None] = None
     """Use these classes alone, in this order."""
     limit_per_class: Result[Count | None] = None
     """Use at most so many training images of each class (those with the smallest id hashes)."""
+    on_bad_image: Result[Literal["error"] | Fraction] = "error"
+    """What becomes of images that cannot be decoded. error: the first one that is met ends the run. A fraction, such as
+    0.01: they are left out and counted, up to that share of the source and of the test source each; for that, every
+    image is decoded once before anything else."""
     image_column: Result[str] = "image"
-    """Parquet: column of images, either encoded bytes or struct<bytes, path>."""
+    """Parquet: column of images: encoded bytes, struct<bytes, path>, or uint8 tensors (h w), (h w c) or (c h w)."""
     label_column: Result[str] = "label"
     """Parquet: column of labels, either integers or class names."""
 

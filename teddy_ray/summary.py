@@ -29,6 +29,7 @@ class Summary:
     num_classes: int
     num_test: int
     num_train: int
+    skipped_images: int
     bytes: Mapping[str, int]
     synthesis: Mapping[str, float]
     rates: Mapping[str, float]
@@ -66,6 +67,7 @@ def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary
         num_classes=len(plan.data.classes),
         num_test=plan.data.num_test,
         num_train=sum(plan.data.counts),
+        skipped_images=plan.data.num_skipped,
         bytes={
             "images": sum(manifest["png_bytes"] for manifest in stored),
             "images_raw": plan.num_images * data.channels * data.image_size**2,

@@ -6,6 +6,7 @@ import json
 import shutil
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -125,10 +126,10 @@ def test_three_workers_give_the_bytes_of_one(finished: Run, tmp_path: Path) -> N
     copy_artifacts(finished, "synthesis", tmp_path)
     session = open_session(tiny(tmp_path, synthesis__num_workers=3, labels__num_workers=3))
 
-    def unreadable(row: int) -> None:
+    def unreadable(rows: Any, map_: Any) -> None:
         raise AssertionError("the test split was read")
 
-    object.__setattr__(session.source.test, "read_row", unreadable)
+    object.__setattr__(session.source.test, "read_rows", unreadable)
     synthesis.run(session)
     labels.run(session)
     assert content_hashes(tmp_path, "unit") == content_hashes(finished.folder, "unit")

@@ -1,10 +1,12 @@
-"""Data sources: scikit-learn's digits, folders of class folders, Parquet; on any file system pyarrow opens."""
+"""Data sources: scikit-learn's digits, torchvision's data sets, and on any file system that pyarrow opens folders of
+class folders and Parquet."""
 
 from __future__ import annotations
 
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +17,11 @@ from teddy_ray.errors import InputError, Problem
 from teddy_ray.recipe import Data
 from teddy_ray.sources.digits import open_digits
 from teddy_ray.sources.folder import open_folder
-from teddy_ray.sources.images import Images, limit, split
+from teddy_ray.sources.images import Images, keep_classes, limit, split
 from teddy_ray.sources.parquet import open_parquet
+from teddy_ray.sources.torchvision_sets import PREFIX as TORCHVISION
+from teddy_ray.sources.torchvision_sets import open_torchvision
+from teddy_ray.sources.verification import leave_out_bad
 
 __all__ = ["Images", "Source", "open_source"]
 
@@ -25,51 +30,72 @@ DIGITS = "sklearn:digits"
 
 @dataclass(frozen=True)
 class Source:
-    """A data set in its three disjoint parts. `validation` is the part of the training data left out of training."""
+    """A data set in its three disjoint parts. `validation` is the part of the training data left out of training.
+
+    skipped: ids of the images that could not be decoded and are in no part, where `data.on_bad_image` allows some.
+    """
 
     train: Images
     validation: Images
     test: Images
+    skipped: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
         return self.train.classes
 
 
-def open_source(data: Data) -> Source:
-    """Index a data set and split it. Raises InputError where it is missing, empty or not of a known form."""
-    if data.source == DIGITS:
-        if data.test_source is not None:
-            raise InputError(
-                [Problem("data.test_source", data.test_source, f"leave it out: {DIGITS} has its own test split")]
-            )
-        training, test = open_digits(data.image_size, data.channels)
-    else:
-        training = _open("data.source", data.source, data)
-        if data.test_source is None:
-            training, test = split(training, _share(data.test_fraction, training))
-        else:
-            test = _open("data.test_source", data.test_source, data)
-            if test.content == training.content:
-                remedy = "holds the very images of data.source; name others, or leave it out"
-                raise InputError([Problem("data.test_source", data.test_source, remedy)])
-            if test.classes != training.classes:
-                raise InputError(
-                    [
-                        Problem(
-                            "data.test_source",
-                            list(test.classes[:5]),
-                            f"should have the classes of data.source, {list(training.classes[:5])} ...",
-                        )
-                    ]
-                )
+def open_source(data: Data, say: Callable[[str], None] = lambda text: None) -> Source:
+    """Index a data set and split it. `say` takes lines for the user: of work that lasts, of images left out.
+
+    Raises InputError where it is missing, empty or not of a known form.
+    """
+    training, test = _open_both(data)
+    skipped: tuple[str, ...] = ()
+    if data.on_bad_image != "error":
+        training, skipped = leave_out_bad(training, data.on_bad_image, say)
+        if test is not None:
+            test, more = leave_out_bad(test, data.on_bad_image, say)
+            skipped += more
+    if test is None:
+        training, test = split(training, _share(data.test_fraction, training))
     if data.classes is not None:
-        training, test = _keep_classes(training, data.classes), _keep_classes(test, data.classes)
+        if unknown := [name for name in data.classes if name not in training.classes]:
+            remedy = f"should be classes of the data: {', '.join(training.classes[:20])}"
+            raise InputError([Problem("data.classes", unknown, remedy)])
+        training, test = keep_classes(training, data.classes), keep_classes(test, data.classes)
     if data.limit_per_class is not None:
         training = limit(training, data.limit_per_class)
-    source = Source(*split(training, _share(data.validation, training)), test)
+    source = Source(*split(training, _share(data.validation, training)), test, skipped)
     _check_parts(source)
     return source
+
+
+def _open_both(data: Data) -> tuple[Images, Images | None]:
+    """Training images, and test images where they are not to be split off."""
+    own_test: Images | None = None
+    if data.source == DIGITS:
+        training, own_test = open_digits(data.image_size, data.channels)
+    elif data.source.startswith(TORCHVISION):
+        training, own_test = open_torchvision(data.source, data)
+    else:
+        training = _open("data.source", data.source, data)
+    if data.test_source is None:
+        return training, own_test
+    if own_test is not None:
+        remedy = f"leave it out: {data.source} has its own test split"
+        raise InputError([Problem("data.test_source", data.test_source, remedy)])
+    if data.test_source == DIGITS or data.test_source.startswith(TORCHVISION):
+        remedy = "name a folder of class folders or Parquet; this one brings a test split with it, as data.source"
+        raise InputError([Problem("data.test_source", data.test_source, remedy)])
+    test = _open("data.test_source", data.test_source, data)
+    if test.content == training.content:
+        remedy = "holds the very images of data.source; name others, or leave it out"
+        raise InputError([Problem("data.test_source", data.test_source, remedy)])
+    if test.classes != training.classes:
+        remedy = f"should have the classes of data.source, {list(training.classes[:5])} ..."
+        raise InputError([Problem("data.test_source", list(test.classes[:5]), remedy)])
+    return training, test
 
 
 def _open(key: str, uri: str, data: Data) -> Images:
@@ -82,7 +108,9 @@ def _open(key: str, uri: str, data: Data) -> Images:
     except InputError:
         raise
     except (ValueError, OSError, pa.ArrowNotImplementedError) as error:
-        raise InputError([Problem(key, uri, f"name {DIGITS}, a folder or a Parquet file ({error})")]) from None
+        raise InputError(
+            [Problem(key, uri, f"name {DIGITS}, {TORCHVISION}<Name>:<folder>, a folder or a Parquet file ({error})")]
+        ) from None
 
 
 def _open_path(key: str, uri: str, fs: pafs.FileSystem, path: str, data: Data) -> Images:
@@ -101,7 +129,7 @@ def _open_path(key: str, uri: str, fs: pafs.FileSystem, path: str, data: Data) -
     )
     if names:
         return open_parquet(key, fs, path, _of_split(key, uri, names), data)
-    return open_folder(key, fs, path, data.image_size, data.channels)
+    return open_folder(key, fs, path, data)
 
 
 def _of_split(key: str, uri: str, names: list[str]) -> list[str]:
@@ -118,19 +146,6 @@ def _of_split(key: str, uri: str, names: list[str]) -> list[str]:
             return splits[split_name]
     remedy = f"holds files of several splits, none named {' or '.join(wanted)}; name one file instead"
     raise InputError([Problem(key, uri, remedy)])
-
-
-def _keep_classes(images: Images, classes: tuple[str, ...]) -> Images:
-    if unknown := [name for name in classes if name not in images.classes]:
-        raise InputError(
-            [Problem("data.classes", unknown, f"should be classes of the data: {', '.join(images.classes[:20])}")]
-        )
-    old_to_new = np.full(len(images.classes), -1, dtype=np.int64)
-    for new, name in enumerate(classes):
-        old_to_new[images.classes.index(name)] = new
-    labels = old_to_new[images.labels]
-    kept = images.select(np.flatnonzero(labels >= 0))
-    return Images(**{**kept.__dict__, "classes": classes, "labels": labels[labels >= 0]})
 
 
 def _share(share: float, images: Images) -> int:

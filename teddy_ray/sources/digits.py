@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from teddy_ray.sources.images import Images, split
+from teddy_ray.sources.decoding import Raw
+from teddy_ray.sources.images import Images, Map, split
 from teddy_ray.storage import sha256
 
 NUM_TEST = 360
@@ -22,8 +23,8 @@ def _pixels() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     return np.round(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
 
 
-def _read_row(row: int) -> Image.Image:
-    return Image.fromarray(_pixels()[0][row])
+def _read_rows(rows: npt.NDArray[np.int64], map_: Map) -> Iterator[tuple[npt.NDArray[np.intp], Iterable[Raw]]]:
+    yield np.arange(len(rows)), _pixels()[0][rows]
 
 
 def open_digits(image_size: int, channels: int) -> tuple[Images, Images]:
@@ -37,6 +38,6 @@ def open_digits(image_size: int, channels: int) -> tuple[Images, Images]:
         content=sha256(pixels.tobytes()),
         image_size=image_size,
         channels=channels,
-        read_row=_read_row,
+        read_rows=_read_rows,
     )
     return split(everything, NUM_TEST)

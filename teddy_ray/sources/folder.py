@@ -2,26 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.fs as pafs
-from PIL import Image
 
 from teddy_ray.errors import InputError, Problem
-from teddy_ray.sources.images import Images, content_hash, decode
+from teddy_ray.recipe import Data
+from teddy_ray.sources.images import Images, Map, content_hash, unreadable
 from teddy_ray.storage import sha256
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 
 
-def _read_file(fs: pafs.FileSystem, root: str, names: list[str], row: int) -> Image.Image:
-    with fs.open_input_stream(f"{root}/{names[row]}") as stream:
-        return decode(stream.read())
+@dataclass(frozen=True)
+class _Files:
+    """Reads image files by their place among `names`."""
+
+    key: str
+    fs: pafs.FileSystem
+    root: str
+    names: list[str]
+
+    def __call__(
+        self, rows: npt.NDArray[np.int64], map_: Map
+    ) -> Iterator[tuple[npt.NDArray[np.intp], Iterable[bytes]]]:
+        yield np.arange(len(rows)), map_(self._read, rows)
+
+    def _read(self, row: int) -> bytes:
+        path = f"{self.root}/{self.names[row]}"
+        try:
+            with self.fs.open_input_stream(path) as stream:
+                return bytes(stream.read())
+        except OSError as error:
+            raise unreadable(self.key, path, error) from None
+
+    def content(self) -> str:
+        """Hash of the files' names and bytes."""
+        with ThreadPoolExecutor(16) as threads:
+            hashes = list(threads.map(self._hash, self.names))
+        return sha256("\n".join(f"{name} {hash_}" for name, hash_ in zip(self.names, hashes, strict=True)).encode())
+
+    def _hash(self, name: str) -> str:
+        path = f"{self.root}/{name}"
+        try:
+            return content_hash(self.fs, path)
+        except OSError as error:
+            raise unreadable(self.key, path, error) from None
 
 
-def open_folder(key: str, fs: pafs.FileSystem, root: str, image_size: int, channels: int) -> Images:
+def index_files(
+    key: str,
+    fs: pafs.FileSystem,
+    root: str,
+    names: list[str],
+    labels: npt.NDArray[np.int64],
+    classes: tuple[str, ...],
+    data: Data,
+) -> Images:
+    """Image files `names` under `root` with their labels. `key` is the recipe's key, for errors."""
+    files = _Files(key, fs, root, names)
+    return Images(
+        ids=names,
+        labels=labels,
+        rows=np.arange(len(names)),
+        classes=classes,
+        content=files.content(),
+        image_size=data.image_size,
+        channels=data.channels,
+        read_rows=files,
+        key=key,
+    )
+
+
+def open_folder(key: str, fs: pafs.FileSystem, root: str, data: Data) -> Images:
     """Index the folder; classes are its folders in sorted order. `key` is the recipe's key, for errors."""
     listing = fs.get_file_info(pafs.FileSelector(root, recursive=True))
     relative = {info.path[len(root) :].lstrip("/"): info for info in listing}
@@ -52,17 +109,4 @@ def open_folder(key: str, fs: pafs.FileSystem, root: str, image_size: int, chann
             )
             for name in empty
         )
-    with ThreadPoolExecutor(16) as threads:
-        hashes = list(threads.map(lambda name: content_hash(fs, f"{root}/{name}"), names))
-    lines = "\n".join(f"{name} {content}" for name, content in zip(names, hashes, strict=True))
-    return Images(
-        ids=names,
-        labels=labels,
-        rows=np.arange(len(names)),
-        classes=tuple(classes),
-        content=sha256(lines.encode()),
-        image_size=image_size,
-        channels=channels,
-        read_row=partial(_read_file, fs, root, names),
-        key=key,
-    )
+    return index_files(key, fs, root, names, labels, tuple(classes), data)

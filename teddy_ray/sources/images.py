@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow.fs as pafs
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.randomness import id_hash
+from teddy_ray.sources.decoding import DECODING_VERSION, BadImageError, Raw, decode
 from teddy_ray.storage import sha256
 
-DECODING_VERSION = 1
-"""Raise it when decoding or resizing changes its bytes: nothing old is reused then."""
+BLOCK = 256
+"""Images in flight where threads decode."""
 
-ReadRow = Callable[[int], Image.Image]
-"""Row of the source -> its image. Must be picklable: workers read for themselves."""
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
+"""The built-in `map`, or one that works in threads."""
+
+ReadRows = Callable[[npt.NDArray[np.int64], Map], Iterator[tuple[npt.NDArray[np.intp], Iterable[Raw]]]]
+"""Rows of the source -> what it holds of each, in the order that suits the source: (positions among the rows, images)
+piece by piece. Must be picklable, since workers read for themselves, and safe to call from several threads."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +34,7 @@ class Images:
     """A labelled collection of images, read when asked.
 
     ids: stable names, independent of where the data lies. labels: (n,) indices into classes.
-    rows: (n,) rows of the source, given to `read_row`. content: hash of the source's bytes.
+    rows: (n,) rows of the source, given to `read_rows`. content: hash of the source's content.
     key: the recipe's key that named the source, for errors.
     """
 
@@ -39,7 +45,7 @@ class Images:
     content: str
     image_size: int
     channels: int
-    read_row: ReadRow
+    read_rows: ReadRows
     key: str = "data.source"
 
     def __len__(self) -> int:
@@ -56,51 +62,56 @@ class Images:
         """The images at positions `index`, in that order."""
         return replace(self, ids=[self.ids[i] for i in index], labels=self.labels[index], rows=self.rows[index])
 
-    def read(self, index: npt.NDArray[np.integer] | None = None) -> npt.NDArray[np.uint8]:
+    def read(
+        self, index: npt.NDArray[np.integer] | None = None, threads: Executor | None = None
+    ) -> npt.NDArray[np.uint8]:
         """Decode the images at positions `index` (all without it): (n channels size size) uint8.
 
-        Raises InputError naming the image that cannot be decoded.
+        Raises InputError naming the image that cannot be decoded. The calling thread must not be one of `threads`.
         """
         index = np.arange(len(self)) if index is None else index
         out = np.empty((len(index), self.channels, self.image_size, self.image_size), dtype=np.uint8)
-        for position, i in enumerate(index):
-            try:
-                out[position] = self._to_array(self.read_row(int(self.rows[i])))
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-                reason = "unknown format" if isinstance(error, UnidentifiedImageError) else str(error)
-                remedy = f"this image cannot be decoded ({reason}); mend or remove it"
-                raise InputError([Problem(self.key, self.ids[i], remedy)]) from None
+        for position, pixels in self.try_read(index, threads):
+            if isinstance(pixels, BadImageError):
+                remedy = f"this image cannot be decoded ({pixels}); mend or remove it, or see data.on_bad_image"
+                raise InputError([Problem(self.key, self.ids[index[position]], remedy)])
+            out[position] = pixels
         return out
+
+    def try_read(
+        self, index: npt.NDArray[np.integer], threads: Executor | None = None
+    ) -> Iterator[tuple[int, npt.NDArray[np.uint8] | BadImageError]]:
+        """(position in `index`, pixels or why there are none) of each of them, in the order that suits the source."""
+        map_ = map if threads is None else _map_in(threads)
+        for positions, raws in self.read_rows(self.rows[index], map_):
+            yield from zip(positions.tolist(), map_(self._try_decode, raws), strict=True)
 
     def of_class(self, label: int) -> npt.NDArray[np.intp]:
         """Positions of the images of a class, in order."""
         return np.flatnonzero(self.labels == label)
 
-    def _to_array(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        image = _to_8_bits(ImageOps.exif_transpose(image)).convert("L" if self.channels == 1 else "RGB")
-        if image.size != (self.image_size, self.image_size):
-            image = ImageOps.fit(image, (self.image_size, self.image_size), Image.Resampling.BILINEAR)
-        array = np.asarray(image, dtype=np.uint8)
-        return array[None] if self.channels == 1 else array.transpose(2, 0, 1)
+    def _try_decode(self, raw: Raw) -> npt.NDArray[np.uint8] | BadImageError:
+        try:
+            return decode(raw, self.image_size, self.channels)
+        except BadImageError as bad:
+            return bad
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit greyscale keeps its high byte; Pillow's own conversion would clip it to white."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 0xFFFF:
-            raise ValueError("its values are neither of 8 nor of 16 bits")
-        return Image.fromarray((values >> 8).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("its values are floating-point numbers; store 8 or 16 bits per channel")
-    return image
+def _map_in(threads: Executor) -> Map:
+    """Like `map`, with at most BLOCK items taken ahead."""
+
+    def map_(function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        iterator = iter(items)
+        while block := list(islice(iterator, BLOCK)):
+            yield from threads.map(function, block)
+
+    return map_
 
 
-def decode(data: bytes) -> Image.Image:
-    """An image from its encoded bytes."""
-    image = Image.open(io.BytesIO(data))
-    image.load()
-    return image
+def unreadable(key: str, path: str, error: Exception) -> InputError:
+    """The error of a file that the source names but that cannot be read."""
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return InputError([Problem(key, path, f"this file cannot be read ({reason}); put it back, or see to its storage")])
 
 
 def content_hash(fs: pafs.FileSystem, path: str) -> str:
@@ -136,6 +147,16 @@ def limit(images: Images, per_class: int) -> Images:
     """At most so many images of each class, those with the smallest id hashes, in the old order."""
     kept = [_by_hash(images, label)[:per_class] for label in range(len(images.classes))]
     return images.select(np.sort(np.concatenate(kept)))
+
+
+def keep_classes(images: Images, classes: tuple[str, ...]) -> Images:
+    """The images of these classes alone, which become the classes in this order."""
+    old_to_new = np.full(len(images.classes), -1, dtype=np.int64)
+    for new, name in enumerate(classes):
+        old_to_new[images.classes.index(name)] = new
+    labels = old_to_new[images.labels]
+    kept = images.select(np.flatnonzero(labels >= 0))
+    return replace(kept, classes=classes, labels=labels[labels >= 0])
 
 
 def _by_hash(images: Images, label: int) -> npt.NDArray[np.intp]:

@@ -28,8 +28,9 @@ from teddy_ray.pool import Labelled, measure, recalibrated, train
 from teddy_ray.pool_plan import Member, Training
 from teddy_ray.progress import Bar
 from teddy_ray.pruning import prune
+from teddy_ray.recipe import Pool
 from teddy_ray.sources import Images, Source
-from teddy_ray.sources.held import Held
+from teddy_ray.sources.loader import Loader
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.executor import result_of
 from teddy_ray.stages.session import Session
@@ -86,13 +87,14 @@ def check(session: Session) -> None:
 
 def _check(plan: Plan, storage: Storage, source: Source, members: Sequence[Member]) -> None:
     device = prepare(plan.recipe.pool.threads, plan.recipe.pool.gpus_per_worker)
-    validation = _labelled(source.validation)
+    validation = _labelled(source.validation, plan.recipe.pool)
     for member in members:
         check_member(plan, storage, member, validation, device)
 
 
-def _labelled(images: Images, keep_bytes: int = 0) -> Labelled:
-    return Labelled(Held(images, keep_bytes).ahead, images.labels)
+def _labelled(images: Images, pool: Pool) -> Labelled:
+    # never closed: the process ends with its work
+    return Labelled(Loader(images, pool.keep_bytes, num_threads=pool.threads).ahead, images.labels)
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ def _train_worker(config: dict[str, Any]) -> None:
         device = ray.train.torch.get_device()  # Ray Train shows every worker all GPUs of its node
     group = join_group(context.get_world_rank(), context.get_world_size(), pool.workers_per_base, device)
     source: Source = ray.get(job.source)
-    train_part, validation = _labelled(source.train, pool.keep_bytes), _labelled(source.validation, pool.keep_bytes)
+    train_part, validation = _labelled(source.train, pool), _labelled(source.validation, pool)
     num_groups = context.get_world_size() // group.size
     for training in job.trainings[context.get_world_rank() // group.size :: num_groups]:
         _Trainer(job, training, train_part, validation, device, group).run()
