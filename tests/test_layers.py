@@ -25,6 +25,7 @@ FLOORS = (
         "pool",
         "pixels",
         "priors",
+        "pruning",
         "starts",
         "students",
         "synthesis",
