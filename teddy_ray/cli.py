@@ -13,7 +13,8 @@ from types import FrameType
 
 import teddy_ray
 from teddy_ray.errors import InputError, StageError
-from teddy_ray.recipe import Recipe, load_recipe
+from teddy_ray.recipe import Recipe
+from teddy_ray.recipe_file import load_recipe
 
 INTERRUPTED = 128 + signal.SIGINT
 

@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 
 from teddy_ray.errors import InputError, Problem, StageError
 from teddy_ray.given import GivenBase, read_given
+from teddy_ray.members import check_prunable
 from teddy_ray.plan import Plan
 from teddy_ray.pool_plan import DataFacts
 from teddy_ray.progress import Progress
@@ -65,6 +66,8 @@ def distill(recipe: Recipe, progress: Progress) -> Summary:
     missing = [stage for stage, fingerprint in plan.stages().items() if not storage.has(stage, fingerprint)]
     if missing:
         check_local_resources(recipe)
+    if "pool" in missing:
+        check_prunable(plan)
     try:
         with contextlib.closing(Session(plan, prepared.source, storage, progress)) as session:
             progress.say(f"pool       {plan.pool_plan.generation}: {plan.pool_plan.generation_reason}")

@@ -19,7 +19,7 @@ from teddy_ray.models import Classifier, build, freeze
 from teddy_ray.plan import Plan
 from teddy_ray.pool import Labelled, measure
 from teddy_ray.pool_plan import Member
-from teddy_ray.pruning import reshape, structure
+from teddy_ray.pruning import prune, reshape, structure
 from teddy_ray.storage import Storage
 
 WEIGHTS = "weights.safetensors"
@@ -83,6 +83,19 @@ def build_for(plan: Plan, architecture: str, *, seed: int = 0) -> Classifier:
         seed=seed,
         **normalisation,  # type: ignore[arg-type]
     )
+
+
+def check_prunable(plan: Plan) -> None:
+    """Raises InputError where a model cannot lose the channels that the recipe wants it to."""
+    data, problems = plan.recipe.data, []
+    for architecture, ratio in {(training.architecture, training.ratio) for training in plan.pool_plan.finetunings}:
+        try:
+            model = build_for(plan, architecture)
+            prune(model, ratio, channels=data.channels, image_size=data.image_size)
+        except ValueError as error:
+            problems.append(Problem("pool.post.ratios", ratio, f"{architecture}: {error}"))
+    if problems:
+        raise InputError(problems)
 
 
 def check_classes(key: str, found: Sequence[str], wanted: Sequence[str]) -> None:

@@ -12,7 +12,8 @@ from teddy_ray.dataset import FACTS, seal, shard_name
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.plan import Plan
 from teddy_ray.progress import Progress
-from teddy_ray.recipe import dump_recipe, result_fields
+from teddy_ray.recipe import result_fields
+from teddy_ray.recipe_file import dump_recipe
 from teddy_ray.report import write_report
 from teddy_ray.sources import Source
 from teddy_ray.storage import Storage, sha256, to_json

@@ -14,7 +14,7 @@ from PIL import Image
 
 from teddy_ray.dataset import concatenate, decode
 from teddy_ray.plan import Plan
-from teddy_ray.recipe import dump_recipe
+from teddy_ray.recipe_file import dump_recipe
 from teddy_ray.sources import Source
 from teddy_ray.storage import Storage
 from teddy_ray.summary import Summary

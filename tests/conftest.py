@@ -23,7 +23,8 @@ from teddy_ray.models import Classifier, build
 from teddy_ray.pool import Labelled, train
 from teddy_ray.pool_plan import Member, Training
 from teddy_ray.progress import Progress
-from teddy_ray.recipe import Augmentation, Pool, Recipe, parse_recipe
+from teddy_ray.recipe import Augmentation, Pool, Recipe
+from teddy_ray.recipe_file import parse_recipe
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 from teddy_ray.summary import Summary

@@ -16,7 +16,7 @@ from conftest import Run, tiny
 from PIL import Image
 
 from teddy_ray.cli import main
-from teddy_ray.recipe import dump_recipe
+from teddy_ray.recipe_file import dump_recipe
 
 DIGITS = str(Path(__file__).parent.parent / "pipelines" / "recipes" / "digits.yaml")
 Refused = Callable[..., str]

@@ -9,7 +9,7 @@ from teddy_ray import engine
 from teddy_ray.engine import Engine, Machine, choose, inspect_machine, mean_step_flops
 from teddy_ray.errors import InputError
 from teddy_ray.matching import member_loss
-from teddy_ray.recipe import parse_recipe
+from teddy_ray.recipe_file import parse_recipe
 
 CPU = Machine(device="cpu", threads=1, fast_bf16=False, compiler=True, kernels=True)
 GPU = Machine(device="cuda", threads=1, fast_bf16=True, compiler=True, kernels=False)

@@ -23,7 +23,7 @@ from safetensors.torch import load
 
 from teddy_ray.checkpoints import DIGEST
 from teddy_ray.errors import InputError, StageError
-from teddy_ray.recipe import dump_recipe
+from teddy_ray.recipe_file import dump_recipe
 from teddy_ray.stages import statistics, synthesis
 from teddy_ray.stages.dispatch import Dispatcher
 from teddy_ray.stages.executor import RayExecutor

@@ -11,7 +11,19 @@ import teddy_ray
 
 PACKAGE = Path(teddy_ray.__file__).parent
 FLOORS = (
-    {"__init__", "recipe", "errors", "records", "fingerprints", "pool_plan", "plan", "randomness", "progress"},
+    {
+        "__init__",
+        "recipe",
+        "recipe_file",
+        "contradictions",
+        "errors",
+        "records",
+        "fingerprints",
+        "pool_plan",
+        "plan",
+        "randomness",
+        "progress",
+    },
     {
         "augment",
         "data_parallel",

@@ -13,7 +13,8 @@ from PIL import Image
 from teddy_ray.fingerprints import VERSIONS
 from teddy_ray.plan import STAGES, Plan
 from teddy_ray.pool_plan import DataFacts, Given
-from teddy_ray.recipe import Curriculum, Part, Recipe, Role, load_recipe, parse_recipe
+from teddy_ray.recipe import Curriculum, Part, Recipe, Role
+from teddy_ray.recipe_file import load_recipe, parse_recipe
 from teddy_ray.sources import open_source
 
 DIGITS = load_recipe(Path(__file__).parents[1] / "pipelines/recipes/digits.yaml")

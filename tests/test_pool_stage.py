@@ -113,10 +113,14 @@ def test_a_killed_worker_costs_an_epoch_at_most(
     seen = kill_in_epoch(tmp_path / "killed", 3, num_trainings)
     session, manifests = run_pool(tiny(tmp_path / "killed", **changes))
     assert seen, "no worker was killed"
+    resumed = {}
     for training in session.plan.pool_plan.bases:
         last = session.storage.open("member", training.members[-1].fingerprint).manifest
-        assert last["resumed_at"] >= seen[training.fingerprint] >= 3
         assert len(last["losses"]) == 8
+        resumed[training.fingerprint] = last["resumed_at"]
+    # another worker may have come to its end before Ray Train stopped it; the killed one's training went on
+    assert max(resumed.values()) >= 3
+    assert all(epoch == 0 or epoch >= seen[training] for training, epoch in resumed.items())
     assert content_hashes(tmp_path / "killed", "member") == content_hashes(tmp_path / "unharmed", "member")
     assert not list((tmp_path / "killed").glob("artifacts/.checkpoints/training/*"))
     assert manifests[-1]["validation_accuracy"] > 0.6

@@ -5,7 +5,8 @@ import pytest
 import yaml
 
 from teddy_ray.errors import InputError
-from teddy_ray.recipe import Part, Recipe, Role, dump_recipe, load_recipe, parse_recipe, result_fields
+from teddy_ray.recipe import Part, Recipe, Role, result_fields
+from teddy_ray.recipe_file import dump_recipe, load_recipe, parse_recipe
 
 DIGITS = Path(__file__).parents[1] / "pipelines/recipes/digits.yaml"
 SMALL = {"name": "small", "data": {"source": "sklearn:digits"}}

@@ -17,7 +17,8 @@ import ray
 from teddy_ray import device
 from teddy_ray.flow import prepare
 from teddy_ray.progress import Progress
-from teddy_ray.recipe import Recipe, parse_recipe
+from teddy_ray.recipe import Recipe
+from teddy_ray.recipe_file import parse_recipe
 from teddy_ray.stages import pool, synthesis
 from teddy_ray.stages import statistics as statistics_stage
 from teddy_ray.stages.session import Session

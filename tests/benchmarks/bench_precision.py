@@ -11,7 +11,7 @@ from pathlib import Path
 
 from teddy_ray.flow import distill
 from teddy_ray.progress import Progress
-from teddy_ray.recipe import load_recipe
+from teddy_ray.recipe_file import load_recipe
 
 RECIPE = Path(__file__).parents[2] / "pipelines" / "recipes" / "digits.yaml"
 

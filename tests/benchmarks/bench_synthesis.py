@@ -31,7 +31,7 @@ from teddy_ray import device as devices
 from teddy_ray.engine import Engine, inspect_machine
 from teddy_ray.models import Classifier, build, freeze
 from teddy_ray.moments import Moments, class_moments
-from teddy_ray.recipe import parse_recipe
+from teddy_ray.recipe_file import parse_recipe
 from teddy_ray.synthesis import Member, State, optimise
 from teddy_ray.taps import Taps
 
