@@ -32,7 +32,7 @@ FLOORS = (
         "taps",
         "training",
     },
-    {"storage", "checkpoints", "sources", "dataset"},
+    {"storage", "checkpoints", "sources", "dataset", "weights"},
     {"stages"},
     {"summary", "tables", "card", "report", "publication", "flow", "cli"},
 )
