@@ -145,6 +145,7 @@ def _data_problems(recipe: Recipe, source: Source) -> list[Problem]:
 
 
 def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Problem]:
+    import torch
     from torch.nn.modules.batchnorm import _BatchNorm
 
     from teddy_ray import models
@@ -169,7 +170,14 @@ def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Proble
         if view_size not in (None, data.image_size) and not models.takes_any_size(name):
             remedy = f"leave it out, or {name} out of pool.architectures: it takes images of data.image_size alone"
             problems.append(Problem("synthesis.curriculum.image_size", view_size, remedy))
-        tapped = [model.get_submodule(layer) for layer in Taps(model).layers]
+        try:
+            with Taps(model.eval()) as taps:
+                model(torch.zeros(2, data.channels, data.image_size, data.image_size, device=model.mean.device))
+                taps.take()
+        except ValueError as error:
+            problems.append(Problem("pool.architectures", name, str(error)))
+            continue
+        tapped = [model.get_submodule(layer) for layer in taps.layers]
         if recipe.statistics.source == "buffers" and not all(isinstance(layer, _BatchNorm) for layer in tapped):
             remedy = f"{name} has other layers than BatchNorms to match; set it to moments"
             problems.append(Problem("statistics.source", "buffers", remedy))

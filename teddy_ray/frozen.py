@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from teddy_ray.kernels.winograd import WinogradConv2d, fits
+
+BATCH_NORMS = frozenset({nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm})
 
 
 class FrozenBatchNorm(nn.Module):
@@ -39,17 +42,21 @@ def frozen_copy(model: nn.Module, dtype: torch.dtype = torch.float32, *, kernels
     """A copy for passes with weights that never change, as `dtype`, channels-last.
 
     BatchNorms become affine maps; with `kernels`, convolutions use Winograd's algorithm where they fit. Layers keep
-    their names. A BatchNorm without running statistics stays as it is.
+    their names. A BatchNorm without running statistics stays as it is, and so does one that does more than its class.
+    The model's own buffers, which normalise its pixels, stay in their type: 8-bit pixels are too fine for bfloat16.
     """
     frozen = copy.deepcopy(model).requires_grad_(False)
     replaced: dict[str, nn.Module] = {}
     for name, module in frozen.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-            replaced[name] = FrozenBatchNorm(module)
+        if type(module) in BATCH_NORMS and module.running_mean is not None:
+            replaced[name] = FrozenBatchNorm(cast(nn.modules.batchnorm._BatchNorm, module))
         elif kernels and fits(module):
             assert isinstance(module, nn.Conv2d)
             replaced[name] = WinogradConv2d(module)
+    own = dict(frozen.named_buffers(recurse=False))
     frozen = frozen.to(dtype).to(memory_format=torch.channels_last)
+    for name, buffer in own.items():
+        setattr(frozen, name, buffer)
     for name, module in replaced.items():
         parent, _, child = name.rpartition(".")
         setattr(frozen.get_submodule(parent), child, module)

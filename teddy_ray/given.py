@@ -17,6 +17,8 @@ from teddy_ray.sources import Images
 from teddy_ray.storage import Storage
 from teddy_ray.weights import load_into, read_weights
 
+KEY = "pool.base.weights"
+
 GIVEN_IMAGES = 1000
 """Validation images, at most, on which a given base is measured: this happens on the driver, before Ray starts."""
 
@@ -45,7 +47,7 @@ def read_given(plan: Plan, validation: Images, storage: Storage) -> GivenBase | 
     base = plan.recipe.pool.base
     if base.weights is None:
         return None
-    weights = read_weights("pool.base.weights", base.weights)
+    weights = read_weights(base.weights, KEY)
     facts = Given(weights.sha256)
     member = replace(plan, given=facts).pool_plan.given_base
     assert member is not None
@@ -64,7 +66,7 @@ def read_given(plan: Plan, validation: Images, storage: Storage) -> GivenBase | 
         model = build_for(plan, member.architecture)
     except ValueError as error:
         raise InputError([Problem("pool.base", member.architecture, str(error))]) from None
-    load_into(model, weights, "pool.base.weights")
+    load_into(model, weights, key=KEY, uri=base.weights)
     spread = np.linspace(0, len(validation) - 1, min(len(validation), GIVEN_IMAGES)).astype(np.intp)
     sample = Labelled(lambda parts: (validation.read(part) for part in parts), validation.labels)
     accuracy = measure(freeze(model), sample, spread, torch.device("cpu"))

@@ -45,7 +45,7 @@ FLOORS = (
         "taps",
         "training",
     },
-    {"storage", "checkpoints", "sources", "dataset", "members", "given"},
+    {"storage", "checkpoints", "weights", "sources", "dataset", "members", "given"},
     {"stages"},
     {"summary", "tables", "card", "report", "publication", "flow", "cli"},
 )

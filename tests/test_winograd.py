@@ -60,8 +60,8 @@ def test_value_and_gradient_are_those_of_the_convolution(n, c, d, h, w, bias, tr
 def test_many_filters_are_kept_as_they_are():
     few, many = (WinogradConv2d(convolution(c, c)) for c in (128, 256))
     assert 256**2 >= TRANSFORMED_IN_THE_KERNEL > 128**2
-    assert few.weight.numel() == 36 * 128**2
-    assert many.weight.numel() == 9 * 256**2
+    assert few.packed.numel() == 36 * 128**2
+    assert many.packed.numel() == 9 * 256**2
     x = images(2, 256, 4, 4)
     direct = convolution(256, 256)
     reference = functional.conv2d(x.double(), direct.weight.double(), padding=1)
@@ -112,7 +112,7 @@ def test_other_layers_do_not_fit(module):
 def test_operator_keeps_torchs_rules():
     layer = WinogradConv2d(convolution(32, 32))
     x = images(2, 32, 4, 4).requires_grad_()
-    torch.library.opcheck(winograd._convolve, (x, layer.weight, layer.backward_weight))
+    torch.library.opcheck(winograd._convolve, (x, layer.packed, layer.backward_packed))
 
 
 def test_library_is_built_once_and_kept(tmp_path, monkeypatch):

@@ -21,24 +21,27 @@ TRANSFORMED_IN_THE_KERNEL = 2**16
 fewer bytes are kept and read."""
 
 
-class WinogradConv2d(nn.Module):
-    """A frozen convolution for which `fits` holds, float32 and channels-last: (n c h w) -> (n d h w)."""
+class WinogradConv2d(nn.Conv2d):
+    """A frozen convolution for which `fits` holds, float32 and channels-last: (n c h w) -> (n d h w).
 
-    weight: Tensor
-    backward_weight: Tensor
-    bias: Tensor | None
+    It has all that the convolution has, for a model may read that.
+    """
+
+    packed: Tensor
+    backward_packed: Tensor
 
     def __init__(self, convolution: nn.Conv2d) -> None:
-        super().__init__()
+        channels, bias = (convolution.in_channels, convolution.out_channels), convolution.bias
+        super().__init__(*channels, 3, padding=1, bias=bias is not None, device="meta")
         weight = convolution.weight.detach()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         # back to the input: the same convolution with its filters turned and its channels exchanged
-        self.register_buffer("weight", _pack(weight), persistent=False)
-        self.register_buffer("backward_weight", _pack(weight.flip(2, 3).transpose(0, 1)), persistent=False)
-        bias = None if convolution.bias is None else convolution.bias.detach()
-        self.register_buffer("bias", bias, persistent=False)
+        self.register_buffer("packed", _pack(weight), persistent=False)
+        self.register_buffer("backward_packed", _pack(weight.flip(2, 3).transpose(0, 1)), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = _convolve(x, self.weight, self.backward_weight)
+        y: Tensor = _convolve(x, self.packed, self.backward_packed)
         return y if self.bias is None else y + self.bias[:, None, None]
 
 
