@@ -305,3 +305,37 @@ def test_a_test_source_of_the_training_images_is_refused(tmp_path):
     (problem,) = problems(tmp_path / "a.parquet", test_source=str(tmp_path / "a.parquet"))
     assert problem.key == "data.test_source"
     assert "the very images of data.source" in problem.remedy
+
+
+# -- object stores -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bucket():
+    """A store in memory, by URI; puts a folder there."""
+    fsspec = pytest.importorskip("fsspec")
+    memory = fsspec.filesystem("memory")
+
+    def put(folder):
+        memory.put(str(folder), "/bucket/data", recursive=True)
+        return "fsspec+memory:///bucket/data"
+
+    yield put
+    memory.rm("/bucket", recursive=True)
+
+
+@pytest.mark.parametrize("on_bad_image", ["error", 0.1])
+def test_folders_and_parquet_at_a_uri_are_what_they_are_on_disk(data, bucket, on_bad_image):
+    path, _ = data
+    uri = bucket(path)
+    assert identities(uri, on_bad_image=on_bad_image) == identities(path)
+    here, there = source(path).train, source(uri).train
+    np.testing.assert_array_equal(there.read(), here.read())
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(there)).read(), here.read())
+
+
+def test_what_is_missing_in_a_store_is_named(bucket, folder):
+    bucket(folder)
+    (problem,) = problems("fsspec+memory:///bucket/nothing")
+    assert (problem.key, problem.value) == ("data.source", "fsspec+memory:///bucket/nothing")
+    assert "does not exist" in problem.remedy
