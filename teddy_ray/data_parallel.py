@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ class Group:
     size: int = 1
     handle: Any = None
 
-    def part_of(self, batch: Sequence[Any]) -> Any:
+    def part_of(self, batch: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
         """This worker's rows of a batch."""
         return batch[self.rank :: self.size]
 

@@ -33,7 +33,7 @@ def publish_member(
     storage: Storage,
     plan: Plan,
     member: Member,
-    model: Classifier,
+    model: nn.Module,
     *,
     accuracy: float,
     check_accuracy: float,
@@ -81,7 +81,7 @@ def build_for(plan: Plan, architecture: str, *, seed: int = 0) -> Classifier:
         channels=data.channels,
         image_size=data.image_size,
         seed=seed,
-        **normalisation,  # type: ignore[arg-type]
+        **normalisation,
     )
 
 

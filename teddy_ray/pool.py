@@ -96,7 +96,7 @@ def recalibrated(model: nn.Module, data: Labelled, pool: Pool, device: torch.dev
         apply_boxes(from_pixels(images, device), boxes[rows])
         for rows, images in zip(parts, data.read(parts), strict=True)
     )
-    torch.optim.swa_utils.update_bn(views, model)  # type: ignore[arg-type]  # it takes any iterable of batches
+    torch.optim.swa_utils.update_bn(views, model)
     return model
 
 

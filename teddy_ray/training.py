@@ -69,7 +69,8 @@ class State:
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go back to what `tensors` gave."""
-        of_model, of_optimiser = {}, {}
+        of_model: dict[str, Tensor] = {}
+        of_optimiser: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind == "model":

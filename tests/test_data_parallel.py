@@ -4,6 +4,7 @@ import copy
 import multiprocessing
 import os
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -13,7 +14,7 @@ from teddy_ray.data_parallel import Group, join_group
 from teddy_ray.training import Batch, State, fit
 
 CPU = torch.device("cpu")
-ROWS = range(7)  # of which the first of two workers has one more
+ROWS = np.arange(7)  # of which the first of two workers has one more
 
 
 def a_model(norm=False):

@@ -44,12 +44,14 @@ def run(session: Session) -> None:
     """Train what is missing, bases before what is made of them, check every member, then publish the list of all."""
     started = time.monotonic()
     plan, storage, models = session.plan, session.storage, session.plan.pool_plan
-    for trainings, what in ((models.bases, "bases"), (models.finetunings, "members")):
-        _train_missing(session, trainings, what)
+    _train_missing(session, models.bases, "bases")
+    _train_missing(session, models.finetunings, "members")
     check(session)
     manifests = {member: storage.open("member", member.fingerprint).manifest for member in plan.members}
-    trainings = [*models.bases, *models.finetunings]
-    last = [storage.open("member", training.members[-1].fingerprint).manifest for training in trainings]
+    last = [
+        storage.open("member", training.members[-1].fingerprint).manifest
+        for training in (*models.bases, *models.finetunings)
+    ]
     with storage.publish("pool", plan.pool) as draft:
         draft.facts = {
             "classes": list(plan.data.classes),
