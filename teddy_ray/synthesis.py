@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from teddy_ray.augment import apply_boxes, draw_boxes, views_of_step
+from teddy_ray.device import is_out_of_memory
 from teddy_ray.errors import StageError
 from teddy_ray.frozen import frozen_copy
 from teddy_ray.matching import Target, layer_weights, make_targets, member_loss
@@ -49,9 +50,9 @@ class Member:
 
         moments, pooled: by layer, of the batch's classes and of all data; labels: (n,) rows of the former.
         """
-        of_layers = ([known[layer] for layer in self.taps.layers] for known in (moments, pooled))
+        own, of_all = ([known[layer] for layer in self.taps.layers] for known in (moments, pooled))
         part = recipe.statistics
-        return make_targets(*of_layers, labels, scope=part.scope, blend=part.blend, device=labels.device)
+        return make_targets(own, of_all, labels, scope=part.scope, blend=part.blend, device=labels.device)
 
 
 @dataclass(frozen=True)
@@ -108,8 +109,8 @@ def optimise(
     """Optimise the images of a unit together, from wherever they stand to the last step.
 
     Yields the state at every look at the losses, at last that after the last step. A state is a view of what is being
-    worked on: use it before asking for the next. labels: (n,); targets: of each member; key: the unit's name, from which
-    all its draws come; loss: `member_loss`, or a compiled form of it.
+    worked on: use it before asking for the next. labels: (n,); targets: of each member; key: the unit's name, from
+    which all its draws come; loss: `member_loss`, or a compiled form of it.
     Raises StageError naming unit, step and member where a loss or its gradient is not finite, or memory is too small.
     """
     part, device = recipe.synthesis, state.images.device
@@ -199,7 +200,7 @@ def _named(key: str, step: int, member: Member | None = None) -> Iterator[None]:
         raise
     except (MemoryError, RuntimeError) as error:
         item = f"unit {key}, step {step}" + (f", member {member.name}" if member else "")
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             remedy = "out of memory; lower synthesis.slots_per_unit or synthesis.classes_per_unit: fewer images at once"
             raise StageError("synthesis", item, remedy) from error
         raise StageError("synthesis", item, f"{type(error).__name__}: {error}") from error

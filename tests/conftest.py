@@ -36,9 +36,9 @@ TINY: dict[str, Any] = {
 NEEDS = {
     "pool": [],
     "statistics": ["base", "pool"],
-    "synthesis": ["base", "pool", "statistics"],
-    "labels": ["base", "pool", "statistics", "unit", "synthesis"],
-    "evaluation": ["base", "pool", "statistics", "unit", "synthesis", "shard", "labels"],
+    "synthesis": ["base", "pool", "statistics", "moments"],
+    "labels": ["base", "pool", "statistics", "moments", "unit", "synthesis"],
+    "evaluation": ["base", "pool", "statistics", "moments", "unit", "synthesis", "shard", "labels"],
 }
 """The artifacts on which a stage builds."""
 

@@ -151,7 +151,9 @@ def test_targets_are_the_mixture_of_the_scope(scope, data):
     model = make_model("batch")
     _, data_tapped = forward(model, "batch", real)
     moments = [class_moments(layer, torch.from_numpy(DATA_LABELS), NUM_CLASSES) for layer in data_tapped]
-    (target,) = make_targets(moments, pooled(moments), torch.from_numpy(BATCH_LABELS), scope=scope, blend=0.5, device=CPU)
+    (target,) = make_targets(
+        moments, pooled(moments), torch.from_numpy(BATCH_LABELS), scope=scope, blend=0.5, device=CPU
+    )
     shares = shares_of({"subset": BATCH_LABELS, "global": DATA_LABELS}[scope])
     assert target.weight == 1
     for layer in range(2):
@@ -313,7 +315,9 @@ def test_real_batch_is_nearer_to_its_subset_than_to_all_classes(pair, draw, digi
     batch = [activation[rows] for activation in activations]
     loss = {}
     for scope in ("subset", "global"):
-        targets = make_targets(digits_moments, pooled(digits_moments), torch.from_numpy(labels[rows]), scope=scope, blend=0.5, device=CPU)
+        targets = make_targets(
+            digits_moments, pooled(digits_moments), torch.from_numpy(labels[rows]), scope=scope, blend=0.5, device=CPU
+        )
         loss[scope] = float(statistics_loss(batch, targets, [1.0, 1.0]))
     assert loss["subset"] < loss["global"]
 
