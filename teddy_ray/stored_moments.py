@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from torch import Tensor
 from teddy_ray.moments import Moments
 from teddy_ray.plan import CLASSES_PER_FILE, ClassRange, Plan
 from teddy_ray.statistics import Layout
-from teddy_ray.storage import Artifact, Storage
+from teddy_ray.storage import Artifact, Draft, Storage
 
 FIELDS = ("count", "mean", "m2")
 FILE, POOLED = "moments.safetensors", "pooled.safetensors"
@@ -27,6 +27,47 @@ def to_tensors(moments: Moments) -> dict[str, Tensor]:
 def to_moments(tensors: Mapping[str, Tensor]) -> Moments:
     """From the tensors of a file."""
     return Moments(*(tensors[field] for field in FIELDS))
+
+
+def write_chunk(draft: Draft, ranges: Iterable[ClassRange], classes: Tensor, moments: Moments) -> None:
+    """The moments of a part of the data, a file for each class range that occurs in it.
+
+    classes: (rows,) in rising order, of the rows of moments.
+    """
+    for part in ranges:
+        bounds = torch.tensor([part.classes.start, part.classes.stop])
+        first, stop = torch.searchsorted(classes, bounds).tolist()
+        if first < stop:
+            own = slice(first, stop)
+            draft.write_tensors(_file(part), {"classes": classes[own], **to_tensors(moments.rows(own))})
+
+
+def merge_chunks(storage: Storage, chunks: Sequence[str], ranges: Iterable[ClassRange]) -> None:
+    """Merge chunks in the order given, for some class ranges one after another, and publish those.
+
+    chunks: fingerprints of artifacts that `write_chunk` filled, whose manifests hold their layout.
+    """
+    artifacts = [storage.open("chunk", chunk) for chunk in chunks]
+    num_channels = Layout.from_json(artifacts[0].manifest["layout"]).num_channels
+    for part in ranges:
+        total = Moments.zeros(len(part.classes), num_channels)
+        for artifact in artifacts:
+            if _file(part) in artifact.manifest["files"]:
+                tensors = artifact.tensors(_file(part))
+                total.add(tensors["classes"] - part.classes.start, to_moments(tensors))
+        with storage.publish("moments", part.fingerprint) as draft:
+            draft.write_tensors(FILE, to_tensors(total))
+            draft.write_tensors(POOLED, to_tensors(total.pooled()))
+
+
+def pool_classes(storage: Storage, ranges: Iterable[ClassRange]) -> Moments:
+    """All classes as one: merges what each range came to, in their order."""
+    files = (storage.open("moments", part.fingerprint).tensors(POOLED) for part in ranges)
+    return reduce(Moments.merge, map(to_moments, files))
+
+
+def _file(part: ClassRange) -> str:
+    return f"classes-{part.classes.start:05d}.safetensors"
 
 
 class MomentsReader:

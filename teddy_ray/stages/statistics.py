@@ -21,7 +21,7 @@ import numpy as np
 import ray
 import ray.data
 import torch
-from ray.exceptions import RayTaskError, UserCodeException
+from ray.exceptions import RayError, RayTaskError, UserCodeException
 from torch import Tensor
 
 from teddy_ray.augment import apply_boxes
@@ -31,7 +31,7 @@ from teddy_ray.engine import Machine, check_machine, choose_kernels
 from teddy_ray.errors import StageError
 from teddy_ray.moments import Moments
 from teddy_ray.pixels import from_pixels
-from teddy_ray.plan import ClassRange, Plan, fingerprint
+from teddy_ray.plan import Plan, fingerprint
 from teddy_ray.recipe import Statistics as StatisticsPart
 from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
@@ -41,9 +41,9 @@ from teddy_ray.stages.machine import machine_of
 from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.quiet import RESTARTABLE_ACTOR, without_lines
 from teddy_ray.stages.session import Session
-from teddy_ray.statistics import Layout, Measurer
+from teddy_ray.statistics import Measurer
 from teddy_ray.storage import Storage
-from teddy_ray.stored_moments import FILE, POOLED, to_moments, to_tensors
+from teddy_ray.stored_moments import POOLED, merge_chunks, pool_classes, to_tensors, write_chunk
 
 NO_PROGRESS_TIMEOUT_S = 3600
 """After so long without a chunk, Ray Data gives up."""
@@ -180,7 +180,8 @@ def _ticking(tick: Callable[[], None]) -> Iterator[None]:
 
     def loop() -> None:
         while not over.wait(POLL_S):
-            tick()
+            with contextlib.suppress(RayError):  # what a person sees is not worth the run
+                tick()
 
     thread = threading.Thread(target=loop, daemon=True)
     thread.start()
@@ -262,11 +263,7 @@ class _Worker:
             item = f"{chunk.name}, member {self._plan.members[member].name}, layer {layer}"
             raise StageError("statistics", item, "its activations are not finite; look at that member's training")
         with self._storage.publish("chunk", chunk.fingerprint) as draft:
-            for part in self._plan.class_ranges():
-                first, stop = np.searchsorted(classes.numpy(), (part.classes.start, part.classes.stop))
-                if first < stop:
-                    own = slice(int(first), int(stop))
-                    draft.write_tensors(_file(part), {"classes": classes[own], **to_tensors(moments.rows(own))})
+            write_chunk(draft, self._plan.class_ranges(), classes, moments)
             draft.facts = {
                 "name": chunk.name,
                 "layout": layout.members,
@@ -300,37 +297,8 @@ def _merge_all(plan: Plan, storage: Storage, chunks: Sequence[Chunk]) -> Moments
     missing = [part for part in ranges if part.fingerprint not in published]
     size = -(-len(missing) // MERGE_TASKS) or 1
     shares = [missing[first : first + size] for first in range(0, len(missing), size)]
-    # ready together: each reads and writes the storage on its own
-    for task in [ray.remote(_merge).remote(storage, chunks, share) for share in shares]:
+    in_order = [chunk.fingerprint for chunk in chunks]
+    for task in [ray.remote(merge_chunks).remote(storage, in_order, share) for share in shares]:
         result_of(task, "statistics", "merging chunks")
-    pooled: Moments = result_of(ray.remote(_pool).remote(storage, ranges), "statistics", "merging classes")
+    pooled: Moments = result_of(ray.remote(pool_classes).remote(storage, ranges), "statistics", "merging classes")
     return pooled
-
-
-def _merge(storage: Storage, chunks: Sequence[Chunk], ranges: Sequence[ClassRange]) -> None:
-    """Chan's merge of the chunks in their order, for some class ranges, one after another."""
-    artifacts = [storage.open("chunk", chunk.fingerprint) for chunk in chunks]
-    num_channels = Layout.from_json(artifacts[0].manifest["layout"]).num_channels
-    for part in ranges:
-        total = Moments.zeros(len(part.classes), num_channels)
-        for artifact in artifacts:
-            if _file(part) in artifact.manifest["files"]:
-                tensors = artifact.tensors(_file(part))
-                total.add(tensors["classes"] - part.classes.start, to_moments(tensors))
-        with storage.publish("moments", part.fingerprint) as draft:
-            draft.write_tensors(FILE, to_tensors(total))
-            draft.write_tensors(POOLED, to_tensors(total.pooled()))
-
-
-def _pool(storage: Storage, ranges: Sequence[ClassRange]) -> Moments:
-    """All classes as one: of each range what it came to."""
-    pooled = None
-    for part in ranges:
-        moments = to_moments(storage.open("moments", part.fingerprint).tensors(POOLED))
-        pooled = moments if pooled is None else pooled.merge(moments)
-    assert pooled is not None
-    return pooled
-
-
-def _file(part: ClassRange) -> str:
-    return f"classes-{part.classes.start:05d}.safetensors"
