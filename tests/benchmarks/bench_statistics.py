@@ -1,14 +1,15 @@
 """Speed and memory of the statistics stage: `make bench`, or with `--data train.parquet` on images of one's own.
 
-Four untrained members with drawn BatchNorm buffers. Side by side, in rounds: decoding alone (one thread), forward passes
-and moments on decoded images (one thread), the whole stage (workers of as many threads each, start-up left out), and four
-passes of the stage with one member each. Then the stage's peak memory on few and on many images.
+Four untrained members with drawn BatchNorm buffers. Side by side, in rounds: decoding alone (one thread), forward
+passes and moments on decoded images (one thread), the whole stage (workers of one thread for each of the two, start-up
+left out), and four passes of the stage with one member each. Then the stage's peak memory on few and on many images.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import logging
 import shutil
 import statistics
 import tempfile
@@ -205,9 +206,8 @@ def measure_memory(data: str, folder: Path, pool: str, workers: int) -> None:
             run_stage(session_of(recipe_of(data, folder, pool, num_images, workers)))
         peaks.append(watch.peak_mb)
     few, many = peaks
-    print(
-        f"\npeak of a worker, {pool}: {few:,.0f} MB at {FEW:,} images, {many:,.0f} MB at {MANY:,}: {many / few - 1:+.1%}"
-    )
+    growth = f"{few:,.0f} MB at {FEW:,} images, {many:,.0f} MB at {MANY:,}: {many / few - 1:+.1%}"
+    print(f"\npeak of a worker, {pool}: {growth}")
 
 
 def main() -> None:
@@ -221,6 +221,9 @@ def main() -> None:
     parser.add_argument("--no-memory", action="store_true", help="leave out the second part")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
+    device.keep_freed_memory()  # as the workers do
+    for name in ("ray", "ray.data"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         data = arguments.data or str(folder / "images.parquet")
         if arguments.data is None:
