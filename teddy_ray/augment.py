@@ -19,7 +19,11 @@ Boxes = Array
 
 def draw_boxes(augmentation: Augmentation, random: np.random.Generator, num: int) -> Boxes:
     """Draw the views of `num` images. A longer draw starts with the shorter one."""
-    uniform = random.random((num, 5))
+    return boxes_of(augmentation, random.random((num, 5)))
+
+
+def boxes_of(augmentation: Augmentation, uniform: Array) -> Boxes:
+    """The views that draws (n 5) from [0, 1) stand for."""
     area = _between(uniform[:, 0], *augmentation.crop_scale)
     # of the ratios, those at which a box of this area fits into the image
     lowest, highest = (np.log(ratio) for ratio in augmentation.crop_ratio)

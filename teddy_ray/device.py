@@ -6,8 +6,11 @@ import ctypes
 import os
 import platform
 from importlib.metadata import version
+from typing import Any
 
 import torch
+
+from teddy_ray.kernels.build import identity
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
@@ -61,3 +64,13 @@ def describe(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU, {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} thread(s) per worker"
+
+
+def environment(device: torch.device, *, kernels: bool) -> dict[str, Any]:
+    """What the bytes of a worker's result depend on beside the recipe. kernels: whether it uses its own."""
+    return {"device": describe(device), "versions": versions(), "kernels": identity() if kernels else ""}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is too small, in one of PyTorch's ways or Python's."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

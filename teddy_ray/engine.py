@@ -83,15 +83,7 @@ def choose(recipe: Recipe, num_classes: int, num_images: int, machine: Machine) 
     precision = part.precision
     if precision == "auto":
         precision = "bf16" if machine.fast_bf16 else "fp32"
-    kernels = part.kernels
-    if kernels == "auto":
-        kernels = machine.kernels and precision == "fp32"
-    elif kernels and (machine.device != "cpu" or precision != "fp32"):
-        remedy = f"is for CPUs in fp32, not for {machine.device} in {precision}; leave it at auto"
-        raise InputError([Problem("synthesis.kernels", True, remedy)])
-    elif kernels and not machine.kernels:
-        remedy = "cannot be built; install g++ with OpenMP on every node, or leave it at auto"
-        raise InputError([Problem("synthesis.kernels", True, remedy)])
+    kernels = choose_kernels("synthesis.kernels", part.kernels, precision, machine)
     compiled = part.compile
     if compiled == "auto":
         work = num_images * part.steps * part.models_per_step * mean_step_flops(recipe, num_classes)
@@ -104,6 +96,29 @@ def choose(recipe: Recipe, num_classes: int, num_images: int, machine: Machine) 
     if compiled == "graphs" and machine.device != "cuda":
         raise InputError([Problem("synthesis.compile", compiled, "is for GPUs; set it to auto, true or false")])
     return Engine(machine.device, precision, kernels, compiled)
+
+
+def choose_kernels(key: str, wanted: bool | Literal["auto"], precision: str, machine: Machine) -> bool:
+    """Whether the kernels are used, `wanted` being what the recipe's `key` says.
+
+    Raises InputError where the recipe asks for what the machine cannot do.
+    """
+    if wanted == "auto":
+        return machine.kernels and precision == "fp32"
+    if wanted and (machine.device != "cpu" or precision != "fp32"):
+        remedy = f"is for CPUs in fp32, not for {machine.device} in {precision}; leave it at auto"
+        raise InputError([Problem(key, True, remedy)])
+    if wanted and not machine.kernels:
+        remedy = "cannot be built; install g++ with OpenMP on every node, or leave it at auto"
+        raise InputError([Problem(key, True, remedy)])
+    return wanted
+
+
+def check_machine(device: torch.device, expected: Machine, address: str | None) -> None:
+    """Raises InputError where this machine is not of the kind that the choice was made for."""
+    if (here := inspect_machine(device)) != expected:
+        remedy = f"has nodes of different kinds, {here} and {expected}; choose nodes of one kind"
+        raise InputError([Problem("cluster.address", address, remedy)])
 
 
 def mean_step_flops(recipe: Recipe, num_classes: int) -> float:

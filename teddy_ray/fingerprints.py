@@ -10,7 +10,7 @@ VERSIONS = {
     "training": 1,
     "member": 1,
     "pool": 2,
-    "statistics": 1,
+    "statistics": 2,
     "unit": 2,
     "synthesis": 2,
     "set": 1,

@@ -28,24 +28,30 @@ class Target:
 
 
 def make_targets(
-    moments: Sequence[Moments], labels: Tensor, *, scope: str, blend: float, device: torch.device
+    moments: Sequence[Moments],
+    pooled: Sequence[Moments],
+    labels: Tensor,
+    *,
+    scope: str,
+    blend: float,
+    device: torch.device,
 ) -> list[Target]:
-    """Targets of a batch with `labels` (n,), from the moments of each layer.
+    """Targets of a batch, from the moments of each layer.
 
-    scope: subset mixes the batch's own classes by their shares in it, global all classes by their shares in the
-    data, blend asks for both, `blend` being the weight of the global one: losses are blended, never targets.
+    moments: of the batch's classes, of which labels (n,) names the rows; pooled: of all data, in one row.
+    scope: subset mixes the batch's own classes by their shares in it, global takes all data, blend asks for both,
+    `blend` being the weight of the global one: losses are blended, never targets.
     """
-    num_classes = len(moments[0].count)
-    in_batch = torch.bincount(labels.cpu(), minlength=num_classes).double() / len(labels)
-    in_data = moments[0].count / moments[0].count.sum()
-    weighted_shares = {
-        "subset": [(1.0, in_batch)],
-        "global": [(1.0, in_data)],
-        "blend": [(1.0 - blend, in_batch), (blend, in_data)],
+    in_batch = torch.bincount(labels.cpu(), minlength=len(moments[0].count)).double() / len(labels)
+    subset, whole = (moments, in_batch), (pooled, torch.ones(1, dtype=torch.float64))
+    weighted = {
+        "subset": [(1.0, subset)],
+        "global": [(1.0, whole)],
+        "blend": [(1.0 - blend, subset), (blend, whole)],
     }[scope]
     targets = []
-    for weight, shares in weighted_shares:
-        mixtures = [layer.mixture(shares) for layer in moments]
+    for weight, (layers, shares) in weighted:
+        mixtures = [layer.mixture(shares) for layer in layers]
         targets.append(
             Target(
                 RM=[mu.float().to(device) for mu, _ in mixtures],
@@ -56,9 +62,8 @@ def make_targets(
     return targets
 
 
-def layer_weights(moments: Sequence[Moments], *, first_layer_factor: float, normalise: bool) -> list[float]:
+def layer_weights(channels: Sequence[int], *, first_layer_factor: float, normalise: bool) -> list[float]:
     """w_l of each layer: 1, `first_layer_factor` for the first, each divided by the root of its channels if told."""
-    channels = [layer.mean.shape[1] for layer in moments]
     factors = [first_layer_factor, *[1.0] * (len(channels) - 1)]
     return [w / num**0.5 if normalise else w for w, num in zip(factors, channels, strict=True)]
 

@@ -16,7 +16,21 @@ from teddy_ray.fingerprints import fingerprint
 from teddy_ray.pool_plan import DataFacts, Given, Member, PoolPlan
 from teddy_ray.recipe import Recipe, result_fields
 
+CHUNKS, MIN_CHUNK = 64, 250
+"""chunk_size: auto makes so many of the data, each of so many images at least."""
+
+CLASSES_PER_FILE = 10
+"""Classes whose moments lie in one file, of all members."""
+
 STAGES = ("pool", "statistics", "synthesis", "labels", "evaluation")
+
+
+@dataclass(frozen=True)
+class ClassRange:
+    """Neighbouring classes, whose moments lie together."""
+
+    classes: range
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -107,10 +121,33 @@ class Plan:
             return fingerprint("statistics", source="buffers", pool=self.pool)
         fields = result_fields(self.recipe.statistics)
         del fields["scope"], fields["blend"]  # how moments are used, not what they are
+        fields["chunk_size"] = self.chunk_size
         if self.recipe.statistics.view == "augmented":
             fields["augmentation"] = result_fields(self.recipe.synthesis.augmentation)
             fields["seed"] = self.recipe.seed
         return fingerprint("statistics", fields=fields, pool=self.pool, train=self.data.train)
+
+    @property
+    def chunk_size(self) -> int:
+        """Images per chunk of the statistics. From the data alone, never from the number of workers."""
+        part = self.recipe.statistics
+        if part.chunk_size != "auto":
+            return part.chunk_size
+        images = max(MIN_CHUNK, -(-sum(self.data.counts) // CHUNKS))
+        return -(-images // part.batch_size) * part.batch_size
+
+    def chunks(self) -> Iterator[range]:
+        """Rows of the training data, in its own order, that the statistics take at a time."""
+        return _blocks(sum(self.data.counts), self.chunk_size)
+
+    def class_ranges(self) -> tuple[ClassRange, ...]:
+        """The artifacts that hold the moments, in the order of the classes."""
+        return tuple(
+            ClassRange(
+                classes, fingerprint("statistics", statistics=self.statistics, classes=[classes.start, classes.stop])
+            )
+            for classes in _blocks(len(self.data.classes), CLASSES_PER_FILE)
+        )
 
     @property
     def num_units(self) -> int:

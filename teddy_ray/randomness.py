@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 
 
 def generator(*key: str | int) -> np.random.Generator:
@@ -14,6 +16,16 @@ def generator(*key: str | int) -> np.random.Generator:
     """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype=np.uint64)))
+
+
+def uniforms(keys: Iterable[tuple[str | int, ...]], num: int) -> npt.NDArray[np.float64]:
+    """(keys num) draws from [0, 1), one row per key, straight from its hash: many keys that need few draws each.
+
+    num: at most 8, of 53 bits each.
+    """
+    digests = b"".join(hashlib.blake2b(repr(key).encode(), digest_size=8 * num).digest() for key in keys)
+    integers = np.frombuffer(digests, dtype="<u8") >> np.uint64(11)
+    return integers.reshape(-1, num).astype(np.float64) * 2.0**-53
 
 
 def id_hash(image_id: str) -> int:

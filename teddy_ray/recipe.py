@@ -172,8 +172,16 @@ class Statistics(Placed):
     """Weight of the global loss under `scope: blend`; the subset loss has the rest."""
     view: Result[Literal["augmented", "plain"]] = "augmented"
     """augmented: one draw of `synthesis.augmentation` per image; plain: the images as they are."""
-    chunk_size: Result[Count] = 500
-    """Images per chunk, the unit of work; chunks follow the data's own order."""
+    chunk_size: Result[Count | Literal["auto"]] = "auto"
+    """Images per chunk: what one worker measures at a time and what is lost with it. Chunks follow the data's own
+    order. auto: a 64th of the data in whole batches, 250 at least. Data in random order needs storage, until it is
+    merged, for the moments of nearly all classes per chunk."""
+    batch_size: Result[Count] = 100
+    """Images per forward pass."""
+    kernels: Result[bool | Literal["auto"]] = "auto"
+    """On CPUs: own C++ kernels, as `synthesis.kernels`. auto: where there is a C++ compiler to build them."""
+    decoders: Execution[Count] = 1
+    """Threads of each worker that decode images ahead of the models."""
 
 
 class Curriculum(Part):

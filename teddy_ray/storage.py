@@ -217,6 +217,12 @@ class Storage:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def discard(self, stage: str, fingerprint: str) -> None:
+        """Delete an artifact, if it is there. Interrupted, it leaves none that looks whole."""
+        path = f"artifacts/{stage}/{fingerprint}"
+        self.delete_file(f"{path}/{MANIFEST}")
+        self.delete_folder(path)
+
     def close_session(self) -> None:
         """Remove the session's folder, drafts of killed workers included. Published artifacts stay."""
         folder = os.path.dirname(self._staging)

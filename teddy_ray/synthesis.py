@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from teddy_ray.augment import apply_boxes, draw_boxes, views_of_step
+from teddy_ray.device import is_out_of_memory
 from teddy_ray.errors import StageError
 from teddy_ray.frozen import frozen_copy
 from teddy_ray.matching import Target, layer_weights, make_targets, member_loss
@@ -32,25 +33,26 @@ BETAS = (0.5, 0.9)
 
 
 class Member:
-    """A model of the pool, frozen for good and tapped, with the moments of the data at its taps.
-
-    moments: by layer; dtype, kernels: what the model computes in and how.
-    """
+    """A model of the pool, frozen for good and tapped. dtype, kernels: what it computes in and how."""
 
     def __init__(
-        self,
-        name: str,
-        model: nn.Module,
-        moments: Mapping[str, Moments],
-        dtype: torch.dtype = torch.float32,
-        *,
-        kernels: bool = False,
+        self, name: str, model: nn.Module, dtype: torch.dtype = torch.float32, *, kernels: bool = False
     ) -> None:
         self.name, self.kernels = name, kernels
         self.model = frozen_copy(model, dtype, kernels=kernels)
         # entered for good: a compiled program is tied to its hooks
         self.taps = Taps(self.model).__enter__()
-        self.moments = [moments[layer] for layer in self.taps.layers]
+
+    def targets(
+        self, moments: Mapping[str, Moments], pooled: Mapping[str, Moments], labels: Tensor, recipe: Recipe
+    ) -> list[Target]:
+        """What the statistics of a batch should be under this member.
+
+        moments, pooled: by layer, of the batch's classes and of all data; labels: (n,) rows of the former.
+        """
+        own, of_all = ([known[layer] for layer in self.taps.layers] for known in (moments, pooled))
+        part = recipe.statistics
+        return make_targets(own, of_all, labels, scope=part.scope, blend=part.blend, device=labels.device)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def optimise(
     state: State,
     labels: npt.NDArray[np.int64],
     members: Sequence[Member],
+    targets: Sequence[Sequence[Target]],
     recipe: Recipe,
     *,
     key: str,
@@ -106,13 +109,13 @@ def optimise(
     """Optimise the images of a unit together, from wherever they stand to the last step.
 
     Yields the state at every look at the losses, at last that after the last step. A state is a view of what is being
-    worked on: use it before asking for the next. labels: (n,); key: the unit's name, from which all its draws come;
-    loss: `member_loss`, or a compiled form of it.
+    worked on: use it before asking for the next. labels: (n,); targets: of each member; key: the unit's name, from
+    which all its draws come; loss: `member_loss`, or a compiled form of it.
     Raises StageError naming unit, step and member where a loss or its gradient is not finite, or memory is too small.
     """
     part, device = recipe.synthesis, state.images.device
     y = torch.from_numpy(labels).to(device)
-    targets, weights = zip(*[_targets_of(member, y, recipe) for member in members], strict=True)
+    weights = [_weights(target[0], recipe) for target in targets]
     S = state.images.requires_grad_()
     optimiser = torch.optim.Adam([S], betas=BETAS)
     optimiser.state[S] = {
@@ -163,13 +166,10 @@ def optimise(
             yield State(step + 1, S.detach(), state.exp_avg, state.exp_avg_sq, losses)
 
 
-def _targets_of(member: Member, y: Tensor, recipe: Recipe) -> tuple[list[Target], list[float]]:
+def _weights(target: Target, recipe: Recipe) -> list[float]:
     part = recipe.synthesis
-    targets = make_targets(
-        member.moments, y, scope=recipe.statistics.scope, blend=recipe.statistics.blend, device=y.device
-    )
-    weights = layer_weights(member.moments, first_layer_factor=part.first_layer_factor, normalise=part.normalise_layers)
-    return targets, weights
+    channels = [len(mu) for mu in target.RM]
+    return layer_weights(channels, first_layer_factor=part.first_layer_factor, normalise=part.normalise_layers)
 
 
 def _draw(members: Sequence[Member], recipe: Recipe, key: str, step: int) -> npt.NDArray[np.int64]:
@@ -200,7 +200,7 @@ def _named(key: str, step: int, member: Member | None = None) -> Iterator[None]:
         raise
     except (MemoryError, RuntimeError) as error:
         item = f"unit {key}, step {step}" + (f", member {member.name}" if member else "")
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        if is_out_of_memory(error):
             remedy = "out of memory; lower synthesis.slots_per_unit or synthesis.classes_per_unit: fewer images at once"
             raise StageError("synthesis", item, remedy) from error
         raise StageError("synthesis", item, f"{type(error).__name__}: {error}") from error

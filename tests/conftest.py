@@ -44,9 +44,9 @@ TINY: dict[str, Any] = {
 NEEDS = {
     "pool": [],
     "statistics": ["member", "pool"],
-    "synthesis": ["member", "pool", "statistics"],
-    "labels": ["member", "pool", "statistics", "unit", "synthesis"],
-    "evaluation": ["member", "pool", "statistics", "unit", "synthesis", "shard", "labels"],
+    "synthesis": ["member", "pool", "statistics", "moments"],
+    "labels": ["member", "pool", "statistics", "moments", "unit", "synthesis"],
+    "evaluation": ["member", "pool", "statistics", "moments", "unit", "synthesis", "shard", "labels"],
 }
 """The artifacts on which a stage builds."""
 

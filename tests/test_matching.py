@@ -10,7 +10,7 @@ from torch.nn import functional
 from teddy_ray.augment import apply_boxes, draw_boxes
 from teddy_ray.matching import Target, batch_moments, layer_weights, make_targets, member_loss, statistics_loss
 from teddy_ray.models import build, freeze
-from teddy_ray.moments import Moments, class_moments
+from teddy_ray.moments import class_moments
 from teddy_ray.pixels import from_pixels
 from teddy_ray.randomness import generator
 from teddy_ray.recipe import Augmentation
@@ -23,6 +23,11 @@ WIDTH, NUM_CLASSES = 16, 4
 DATA_LABELS = np.repeat(np.arange(NUM_CLASSES), (3, 20, 8, 14))
 BATCH_LABELS = np.array([1, 1, 3, 1, 2])
 CPU = torch.device("cpu")
+
+
+def pooled(moments):
+    """Of all classes together, by layer."""
+    return [layer.pooled() for layer in moments]
 
 
 def make_model(norm, size=8):
@@ -135,7 +140,7 @@ def test_loss_of_a_scope_equals_a_hand_written_evaluation(norm, scope, data):
     with Taps(model) as taps:
         model(real)
         moments = [class_moments(layer, torch.from_numpy(DATA_LABELS), NUM_CLASSES) for layer in taps.take()]
-        targets = make_targets(moments, labels, scope=scope, blend=blend, device=CPU)
+        targets = make_targets(moments, pooled(moments), labels, scope=scope, blend=blend, device=CPU)
         loss, _ = member_loss(model, taps, synthetic, labels, targets, u=1.0, weights=[2.0, 1.0])
     np.testing.assert_allclose(float(loss), expected, rtol=1e-6)  # targets are float32
 
@@ -146,7 +151,9 @@ def test_targets_are_the_mixture_of_the_scope(scope, data):
     model = make_model("batch")
     _, data_tapped = forward(model, "batch", real)
     moments = [class_moments(layer, torch.from_numpy(DATA_LABELS), NUM_CLASSES) for layer in data_tapped]
-    (target,) = make_targets(moments, torch.from_numpy(BATCH_LABELS), scope=scope, blend=0.5, device=CPU)
+    (target,) = make_targets(
+        moments, pooled(moments), torch.from_numpy(BATCH_LABELS), scope=scope, blend=0.5, device=CPU
+    )
     shares = shares_of({"subset": BATCH_LABELS, "global": DATA_LABELS}[scope])
     assert target.weight == 1
     for layer in range(2):
@@ -164,7 +171,7 @@ def test_blend_weighs_losses_and_leaves_targets_apart(data):
     subset, whole, *blended = (
         target
         for scope in ("subset", "global", "blend")
-        for target in make_targets(moments, labels, scope=scope, blend=0.3, device=CPU)
+        for target in make_targets(moments, pooled(moments), labels, scope=scope, blend=0.3, device=CPU)
     )
     assert [target.weight for target in blended] == [0.7, 0.3]
     for target, alone in zip(blended, (subset, whole), strict=True):
@@ -174,7 +181,7 @@ def test_blend_weighs_losses_and_leaves_targets_apart(data):
 def test_subset_of_a_class_without_data_is_refused():
     moments = [class_moments(torch.rand(4, 2, 3), torch.tensor([0, 0, 2, 2]), 3)]
     with pytest.raises(ValueError, match=r"\[1\]"):
-        make_targets(moments, torch.tensor([0, 1]), scope="subset", blend=0.5, device=CPU)
+        make_targets(moments, pooled(moments), torch.tensor([0, 1]), scope="subset", blend=0.5, device=CPU)
 
 
 def test_distance_of_moments_that_match_is_zero():
@@ -187,20 +194,15 @@ def test_distance_of_moments_that_match_is_zero():
 # -- weights of layers ---------------------------------------------------------------------------------------------
 
 
-def moments_of(*channels):
-    """Moments of layers of so many channels: three classes, five activations per channel."""
-    return [Moments(torch.full((3,), 5.0), torch.zeros(3, num), torch.ones(3, num)) for num in channels]
-
-
 @pytest.mark.parametrize("factor", [0.0, 1.0, 10.0])
 def test_weight_of_a_layer_is_1_but_for_the_first(factor):
-    weights = layer_weights(moments_of(4, 9, 25), first_layer_factor=factor, normalise=False)
+    weights = layer_weights([4, 9, 25], first_layer_factor=factor, normalise=False)
     assert weights == [factor, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("factor", [0.0, 1.0, 10.0])
 def test_normalised_weight_is_divided_by_the_root_of_the_channels(factor):
-    weights = layer_weights(moments_of(4, 9, 25), first_layer_factor=factor, normalise=True)
+    weights = layer_weights([4, 9, 25], first_layer_factor=factor, normalise=True)
     assert weights == pytest.approx([factor / 2, 1 / 3, 1 / 5], rel=1e-15)
 
 
@@ -220,7 +222,7 @@ def test_normalised_loss_does_not_grow_with_the_width():
     RM, RV = torch.zeros(4, dtype=torch.float64), torch.ones(4, dtype=torch.float64)
     losses = []
     for times in (1, 3, 16):
-        (weight,) = layer_weights(moments_of(4 * times), first_layer_factor=1.0, normalise=True)
+        (weight,) = layer_weights([4 * times], first_layer_factor=1.0, normalise=True)
         target = Target([RM.repeat(times)], [RV.repeat(times)])
         losses.append(float(statistics_loss([x.repeat(1, times, 1)], [target], [weight])))
     np.testing.assert_allclose(losses, losses[0], rtol=1e-14)
@@ -251,7 +253,7 @@ def test_loss_of_a_model_in_bf16_is_float32_and_near_that_in_float32(data):
     with torch.no_grad(), Taps(model) as taps:
         model(real)
         moments = [class_moments(layer, torch.from_numpy(DATA_LABELS), NUM_CLASSES) for layer in taps.take()]
-    targets = make_targets(moments, labels, scope="subset", blend=0.5, device=CPU)
+    targets = make_targets(moments, pooled(moments), labels, scope="subset", blend=0.5, device=CPU)
     losses = {}
     for dtype in (torch.float32, torch.bfloat16):
         with Taps(model.to(dtype)) as taps:
@@ -301,7 +303,9 @@ def test_real_batch_is_nearer_to_its_subset_than_to_all_classes(pair, draw, digi
     batch = [activation[rows] for activation in activations]
     loss = {}
     for scope in ("subset", "global"):
-        targets = make_targets(digits_moments, torch.from_numpy(labels[rows]), scope=scope, blend=0.5, device=CPU)
+        targets = make_targets(
+            digits_moments, pooled(digits_moments), torch.from_numpy(labels[rows]), scope=scope, blend=0.5, device=CPU
+        )
         loss[scope] = float(statistics_loss(batch, targets, [1.0, 1.0]))
     assert loss["subset"] < loss["global"]
 
@@ -333,7 +337,7 @@ def test_gradient_of_the_images_equals_finite_differences(norm, data):
     with Taps(model) as taps:
         model(real[..., :4, :4])
         moments = [class_moments(layer, torch.from_numpy(DATA_LABELS), NUM_CLASSES) for layer in taps.take()]
-        targets = make_targets(moments, labels, scope="blend", blend=0.4, device=CPU)
+        targets = make_targets(moments, pooled(moments), labels, scope="blend", blend=0.4, device=CPU)
 
         def loss(x):
             return sum(member_loss(model, taps, apply_boxes(x, boxes), labels, targets, u=0.5, weights=[3.0, 1.0]))

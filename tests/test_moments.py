@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from teddy_ray.kernels.build import compiler
 from teddy_ray.moments import Moments, class_moments
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
@@ -24,9 +25,9 @@ def draw(mean, sigma, dtype, seed=0):
     return torch.from_numpy((mean + sigma * noise).astype(dtype)), torch.from_numpy(labels)
 
 
-def moments_in_chunks(activation, labels, size):
+def moments_in_chunks(activation, labels, size, **options):
     chunks = zip(activation.split(size), labels.split(size), strict=True)
-    return reduce(Moments.merge, [class_moments(*chunk, len(COUNTS)) for chunk in chunks])
+    return reduce(Moments.merge, [class_moments(*chunk, len(COUNTS), **options) for chunk in chunks])
 
 
 def shares_of(classes):
@@ -55,15 +56,19 @@ SCALES = [
     (1e5, 0.1, "float64"),
     (1e6, 0.1, "float64"),
     (1e6, 0.1, "float32"),
+    (1e4, 1e-2, "float32"),
 ]
 
 
 @pytest.mark.parametrize("chunk_size", [160, 64, 7])
 @pytest.mark.parametrize("scale", SCALES, ids=str)
 @pytest.mark.parametrize("classes", [(0, 1, 2, 4), (1, 4), (0,)], ids=str)
-def test_mixture_equals_moments_of_pooled_subset(scale, chunk_size, classes):
+@pytest.mark.parametrize("kernels", [False, True])
+def test_mixture_equals_moments_of_pooled_subset(kernels, scale, chunk_size, classes):
+    if kernels and (scale[2] != "float32" or compiler() is None):
+        pytest.skip("the kernel is for float32, and needs a C++ compiler")
     activation, labels = draw(*scale)
-    mu, var = moments_in_chunks(activation, labels, chunk_size).mixture(shares_of(classes))
+    mu, var = moments_in_chunks(activation, labels, chunk_size, kernels=kernels).mixture(shares_of(classes))
     assert mu.dtype == var.dtype == torch.float64
     assert_moments_of(activation[torch.isin(labels, torch.tensor(classes))], mu, var)
 
@@ -105,7 +110,7 @@ def test_merged_chunks_equal_one_pass_in_every_class(chunk_size):
     activation, labels = draw(50.0, 0.1, "float32")
     merged = moments_in_chunks(activation, labels, chunk_size)
     for label, num_images in enumerate(COUNTS):
-        assert merged.count[label] == num_images * POSITIONS
+        assert merged.count[label] == num_images
         if num_images:
             alone = torch.zeros(len(COUNTS), dtype=torch.float64)
             alone[label] = 1.0
@@ -134,3 +139,35 @@ def test_constant_activations_have_no_variance():
     mu, var = moments.merge(moments).mixture(torch.tensor([0.5, 0.5]))
     assert torch.equal(mu, torch.full((2,), 1e6 + 0.1).double())
     assert torch.equal(var, torch.zeros(2, dtype=torch.float64))
+
+
+def test_pooled_is_the_mixture_of_all_classes():
+    activation, labels = draw(1e4, 1e-2, "float32")
+    pooled = class_moments(activation, labels, len(COUNTS)).pooled()
+    assert pooled.count.tolist() == [sum(COUNTS)]
+    assert_moments_of(activation, *pooled.mixture(torch.ones(1)))
+
+
+def test_rows_are_added_where_they_belong():
+    activation, labels = draw(3.0, 1.0, "float64")
+    total = Moments.zeros(len(COUNTS), 2)
+    for chunk, own in zip(activation.split(50), labels.split(50), strict=True):
+        present, rows = own.unique(return_inverse=True)
+        total.add(present, class_moments(chunk, rows, len(present)))
+    whole = moments_in_chunks(activation, labels, 50)
+    for field in ("count", "mean", "m2"):
+        assert torch.equal(getattr(total, field), getattr(whole, field))
+
+
+def test_layers_of_different_sizes_stand_side_by_side():
+    """An image has the same weight in every layer, however many positions that has."""
+    small, labels = draw(3.0, 1.0, "float64")
+    large = torch.from_numpy(np.random.default_rng(1).standard_normal((len(labels), 3, 50)))
+    halves = [slice(None, 70), slice(70, None)]
+    merged = reduce(
+        Moments.merge,
+        [Moments.beside([class_moments(layer[half], labels[half], 5) for layer in (small, large)]) for half in halves],
+    )
+    for layer, moments in zip((small, large), merged.split([2, 3]), strict=True):
+        assert_moments_of(layer[labels == 4], *moments.mixture(shares_of((4,))))
+        assert_moments_of(layer, *moments.mixture(shares_of((0, 1, 2, 4))))

@@ -286,9 +286,8 @@ def test_sre2l_is_a_recipe_of_the_same_engine(finished: Run, tmp_path: Path) -> 
 
 def make_targets_of(moments: dict[str, Moments]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """RM and RV of each layer for a batch of any classes."""
-    (target,) = make_targets(
-        list(moments.values()), torch.tensor([0, 0, 0]), scope="global", blend=0.5, device=torch.device("cpu")
-    )
+    layers, labels = list(moments.values()), torch.tensor([0, 0, 0])
+    (target,) = make_targets(layers, layers, labels, scope="global", blend=0.5, device=torch.device("cpu"))
     return list(zip(target.RM, target.RV, strict=True))
 
 

@@ -41,7 +41,11 @@ class Loaded:
     moments: Any
 
     def ready(self, dtype=torch.float32, *, kernels=False):
-        return Member(self.name, self.model, self.moments, dtype, kernels=kernels)
+        return Member(self.name, self.model, dtype, kernels=kernels)
+
+    @property
+    def pooled(self):
+        return {layer: moments.pooled() for layer, moments in self.moments.items()}
 
 
 @dataclass(frozen=True)
@@ -90,11 +94,19 @@ def start():
     return noise_start(len(LABELS), 1, 8, ("start",))
 
 
-def run(start, members, recipe, key="unit A", labels=LABELS, dtype=torch.float32, kernels=False, **options):
-    """A unit from its first step to its last."""
+def states(begin, members, recipe, key="unit A", labels=LABELS, dtype=torch.float32, kernels=False, **options):
+    """Those of a unit, from where it stands, on a worker of its own."""
     ready = [member.ready(dtype, kernels=kernels) for member in members]
-    for state in optimise(State.begin(start, recipe, CPU), labels, ready, recipe, key=key, **options):
-        last = state
+    y = torch.from_numpy(labels)
+    targets = [
+        own.targets(member.moments, member.pooled, y, recipe) for own, member in zip(ready, members, strict=True)
+    ]
+    yield from optimise(begin, labels, ready, targets, recipe, key=key, **options)
+
+
+def run(start, members, recipe, **options):
+    """A unit from its first step to its last."""
+    *_, last = states(State.begin(start, recipe, CPU), members, recipe, **options)
     assert last.step == recipe.synthesis.steps
     return Result(to_pixels(last.images).numpy(), last.losses.mean(1).numpy())
 
@@ -108,8 +120,10 @@ def terms(member, images, labels, recipe):
     part = recipe.synthesis
     with Taps(member.model) as taps:
         moments = [member.moments[layer] for layer in taps.layers]
-        targets = make_targets(moments, labels, scope=recipe.statistics.scope, blend=0.5, device=CPU)
-        weights = layer_weights(moments, first_layer_factor=part.first_layer_factor, normalise=part.normalise_layers)
+        pooled = [member.pooled[layer] for layer in taps.layers]
+        targets = make_targets(moments, pooled, labels, scope=recipe.statistics.scope, blend=0.5, device=CPU)
+        channels = [layer.mean.shape[1] for layer in pooled]
+        weights = layer_weights(channels, first_layer_factor=part.first_layer_factor, normalise=part.normalise_layers)
         return member_loss(member.model, taps, images, labels, targets, u=part.ce_weight, weights=weights)
 
 
@@ -224,12 +238,11 @@ def test_loss_of_a_fixed_batch_falls(beginning, members, start):
 
 def test_states_come_up_to_the_last_step(members, start, looks_at_every_step):
     recipe = make_recipe(steps=30)
-    ready = [member.ready() for member in members]
-    states = list(optimise(State.begin(start, recipe, CPU), LABELS, ready, recipe, key="unit A"))
-    assert [state.step for state in states] == list(range(1, 31))
-    losses = states[-1].losses.mean(1)
-    assert states[-1].mean_losses(4) == pytest.approx(losses[-4:].mean(0).tolist())
-    for state in (states[0], states[9]):
+    looks = list(states(State.begin(start, recipe, CPU), members, recipe))
+    assert [state.step for state in looks] == list(range(1, 31))
+    losses = looks[-1].losses.mean(1)
+    assert looks[-1].mean_losses(4) == pytest.approx(losses[-4:].mean(0).tolist())
+    for state in (looks[0], looks[9]):
         assert state.mean_losses(1) == pytest.approx(losses[state.step - 1].tolist())
 
 
@@ -259,16 +272,14 @@ def test_unit_that_goes_on_from_a_checkpoint_gives_the_same_bytes(
     stop, engine, features, wide, start, looks_at_every_step
 ):
     recipe, form = make_recipe(steps=12, **FEATURES[features]), ENGINES[engine]
-    ready = [member.ready(**form) for member in wide]
-    for state in optimise(State.begin(start, recipe, CPU), LABELS, ready, recipe, key="unit A"):
+    for state in states(State.begin(start, recipe, CPU), wide, recipe, **form):
         if state.step == stop:
             saved = load(save({name: tensor.contiguous() for name, tensor in state.tensors().items()}))
             break
     torch.manual_seed(99)
     resumed = State.from_tensors(saved, CPU)
     assert resumed.step == stop
-    anew = [member.ready(**form) for member in wide]  # as another worker would
-    *_, last = optimise(resumed, LABELS, anew, recipe, key="unit A")
+    *_, last = states(resumed, wide, recipe, **form)
     assert both(Result(to_pixels(last.images).numpy(), last.losses.mean(1).numpy())) == both(
         run(start, wide, recipe, **form)
     )
@@ -312,9 +323,8 @@ def test_loss_that_is_not_finite_stops_the_unit_and_names_step_and_member(draw, 
     # two members a step: one of them good, so that a mean or a maximum could hide the other
     spoilt, log = spoil(members, draw, where, value)
     recipe, finished = make_recipe(steps=38), []
-    ready = [member.ready() for member in spoilt]
     with pytest.raises(StageError) as caught:
-        finished.extend(s.step for s in optimise(State.begin(start, recipe, CPU), LABELS, ready, recipe, key="unit A"))
+        finished.extend(s.step for s in states(State.begin(start, recipe, CPU), spoilt, recipe))
     error = caught.value
     assert error.stage == "synthesis"
     assert error.item == f"unit unit A, step {draw // 2}, member {log[draw]}"

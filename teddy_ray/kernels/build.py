@@ -15,13 +15,14 @@ from typing import Any
 SOURCES = tuple(sorted(Path(__file__).parent.glob("*.cpp")))
 FLAGS = ("-O3", "-march=native", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-fno-trapping-math")
 LONG, POINTER = ctypes.c_long, ctypes.c_void_p
-SIGNATURES = {  # of winograd.cpp and moments.cpp: what is returned, what is given
+SIGNATURES = {  # of the .cpp files: what is returned, what is given
     "panel": (LONG, []),
     "most_channels": (LONG, []),
     "scratch": (LONG, [LONG] * 7),
     "convolve": (None, [POINTER] * 4 + [LONG] * 7),
     "moments_scratch": (LONG, [LONG] * 2),
     "channel_moments": (None, [POINTER] * 5 + [LONG] * 3),
+    "image_moments": (None, [POINTER] * 3 + [LONG] * 4),
 }
 
 

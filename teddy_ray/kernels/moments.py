@@ -1,4 +1,7 @@
-"""Means and variances of channels in one pass over channels-last activations, on CPUs in float32."""
+"""Means and variances of channels in one pass over channels-last activations, on CPUs in float32.
+
+Those of a batch in float32, for losses, and those of each image in float64, for statistics.
+"""
 
 from __future__ import annotations
 
@@ -50,3 +53,14 @@ def _differentiate(ctx: Any, of_mean: Tensor, of_var: Tensor) -> tuple[Tensor, N
 
 
 _channel_moments.register_autograd(_differentiate, setup_context=_keep)
+
+
+def image_moments(activation: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (n channels), float64, of each image of (n channels positions). Not differentiable."""
+    rows = activation.transpose(1, 2).contiguous()  # n positions channels: as a channels-last activation lies
+    assert rows.dtype == torch.float32 and rows.shape[1]  # noqa: PT018
+    n, positions, c = rows.shape
+    mean, var = (rows.new_empty((n, c), dtype=torch.float64) for _ in range(2))
+    pointers = (tensor.data_ptr() for tensor in (rows, mean, var))
+    library().image_moments(*pointers, n, positions, c, torch.get_num_threads())
+    return mean, var

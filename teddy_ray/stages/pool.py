@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from teddy_ray.checkpoints import Checkpoint
 from teddy_ray.data_parallel import Group, join_group
-from teddy_ray.device import describe, fast_bf16, prepare, versions
+from teddy_ray.device import describe, environment, fast_bf16, prepare
 from teddy_ray.errors import InputError, Problem, StageError
 from teddy_ray.members import build_for, check_member, check_rows, load_member, publish_member
 from teddy_ray.models import Classifier
@@ -218,8 +218,8 @@ class _Trainer:
         self._data, self._validation, self._device, self._group = data, validation, device, group
         precision = self._plan.recipe.pool.precision
         self._bf16 = precision == "bf16" or (precision == "auto" and fast_bf16(device))
-        environment = {"device": describe(device), "versions": versions(), "bf16": self._bf16}
-        self._checkpoint = Checkpoint(self._storage, "training", training.fingerprint, environment)
+        here = {**environment(device, kernels=False), "bf16": self._bf16}
+        self._checkpoint = Checkpoint(self._storage, "training", training.fingerprint, here)
         self._started = time.monotonic()
 
     def run(self) -> None:

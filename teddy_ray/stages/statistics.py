@@ -1,106 +1,196 @@
-"""Stage 2, on Ray Data: one pass over the data gives the per-class moments of every member at every tapped layer."""
+"""Stage 2, on Ray Data: one pass over the data gives the per-class moments of every member at every tapped layer.
+
+The data is cut into chunks, stretches of rows in its own order. An actor takes a chunk's moments, which are published
+as an artifact of their own. When all are there, tasks merge them, class range by class range, in the order of the data.
+So no number of workers and no loss of one changes a byte, and nothing large passes through the driver. Chunks are
+deleted in the end; those that an interrupted deletion leaves are no one's, and are used again if they are whole.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import ray
 import ray.data
 import torch
-from ray.exceptions import RayTaskError, UserCodeException
-from safetensors.torch import load, save
-from torch import Tensor, nn
+from ray.exceptions import RayError, RayTaskError, UserCodeException
+from torch import Tensor
 
-from teddy_ray.augment import apply_boxes, draw_boxes
-from teddy_ray.device import prepare
+from teddy_ray.augment import apply_boxes
+from teddy_ray.decoding import Batch, Decoder
+from teddy_ray.device import environment, is_out_of_memory, keep_freed_memory, prepare
+from teddy_ray.engine import Machine, check_machine, choose_kernels
+from teddy_ray.errors import StageError
+from teddy_ray.fingerprints import fingerprint
 from teddy_ray.members import load_members
-from teddy_ray.moments import Moments, class_moments
+from teddy_ray.moments import Moments
 from teddy_ray.pixels import from_pixels
 from teddy_ray.plan import Plan
-from teddy_ray.randomness import generator
-from teddy_ray.recipe import Recipe
+from teddy_ray.recipe import Statistics as StatisticsPart
 from teddy_ray.sources import Source
+from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import own_error
+from teddy_ray.stages.executor import result_of
+from teddy_ray.stages.machine import machine_of
 from teddy_ray.stages.quiet import RESTARTABLE_ACTOR, without_lines
 from teddy_ray.stages.session import Session
-from teddy_ray.storage import Artifact, Storage
-from teddy_ray.taps import Taps
+from teddy_ray.statistics import Measurer
+from teddy_ray.storage import Storage
+from teddy_ray.stored_moments import POOLED, merge_chunks, pool_classes, to_tensors, write_chunk
 
-FIELDS = ("count", "mean", "m2")
-NO_PROGRESS_TIMEOUT_S = 600
+NO_PROGRESS_TIMEOUT_S = 3600
+"""After so long without a chunk, Ray Data gives up."""
+
+MERGE_TASKS = 64
+"""At most. Each opens every chunk."""
+
+POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A stretch of rows of the training data, in its own order.
+
+    The fingerprint covers the environment of the workers too: moments of a chunk that were taken elsewhere, before a
+    run was resumed, differ in their low bits.
+    """
+
+    rows: range
+    fingerprint: str
+
+    @property
+    def name(self) -> str:
+        return f"rows {self.rows[0]}-{self.rows[-1]}"
 
 
 def run(session: Session) -> None:
-    """Cut the data into chunks by its own order, take each chunk's moments on an actor, merge in order.
+    """Take the moments of the chunks that are not there yet, merge them, publish.
 
     Where the BatchNorms' buffers are used there is nothing to do: they lie in the members.
     """
     started = time.monotonic()
-    if session.recipe.statistics.source == "buffers":
-        with session.storage.publish("statistics", session.plan.statistics) as draft:
+    plan, storage, part = session.plan, session.storage, session.recipe.statistics
+    if part.source == "buffers":
+        with storage.publish("statistics", plan.statistics) as draft:
             draft.facts = {"num_images": 0, "seconds": time.monotonic() - started, "worker_seconds": 0.0}
         return
     session.start()
-    plan, part = session.plan, session.recipe.statistics
-    num_chunks = -(-len(session.source.train) // part.chunk_size)
-    pool_size = session.workers(part, at_most=num_chunks)
+    machine = machine_of(part, "statistics")
+    kernels = choose_kernels("statistics.kernels", part.kernels, "fp32", machine)
+    chunks = _chunks(plan, kernels)
+    images_per_s = _take(session, chunks, machine, kernels)
+    pooled = _merge_all(plan, storage, chunks)
+    with ThreadPoolExecutor(16) as threads:  # a remote manifest takes many milliseconds
+        manifests = [
+            artifact.manifest for artifact in threads.map(lambda c: storage.open("chunk", c.fingerprint), chunks)
+        ]
+    with storage.publish("statistics", plan.statistics) as draft:
+        draft.write_tensors(POOLED, to_tensors(pooled))
+        draft.facts = {
+            "layout": manifests[0]["layout"],
+            "num_images": sum(len(chunk.rows) for chunk in chunks),
+            "num_decoded": sum(manifest["num_decoded"] for manifest in manifests),
+            "images_per_s": images_per_s,
+            "device": manifests[0]["device"],
+            "seconds": time.monotonic() - started,
+            "worker_seconds": sum(manifest["seconds"] for manifest in manifests),
+        }
+    for chunk in chunks:
+        storage.discard("chunk", chunk.fingerprint)
 
+
+def _chunks(plan: Plan, kernels: bool) -> list[Chunk]:
+    part = plan.recipe.statistics
+    remote = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)
+    there = result_of(remote(_environment).remote(part, kernels), "statistics", "a worker")
+    return [
+        Chunk(
+            rows,
+            fingerprint("statistics", statistics=plan.statistics, rows=[rows.start, rows.stop], environment=there),
+        )
+        for rows in plan.chunks()
+    ]
+
+
+def _environment(part: StatisticsPart, kernels: bool) -> dict[str, Any]:
+    return environment(prepare(part.threads, part.gpus_per_worker), kernels=kernels)
+
+
+# -- chunks ------------------------------------------------------------------------------------------------------------
+
+
+def _take(session: Session, chunks: Sequence[Chunk], machine: Machine, kernels: bool) -> float:
+    """Publish the chunks that are not there yet. Returns images per second of all workers, their start-up left out."""
+    plan, storage, part = session.plan, session.storage, session.recipe.statistics
+    published = storage.published("chunk")
+    missing = {chunk.fingerprint: chunk for chunk in chunks if chunk.fingerprint not in published}
+    if not missing:
+        return 0.0
     context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True  # merges in the data's order, whoever is first
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
-    # Actors take half a CPU per thread, so that the tasks that decode images always find room: a pool that takes
-    # every CPU hangs (ray issue 44687). Unequal shares also keep Ray Data from fusing the two steps into one.
-    partial_moments = (
-        ray.data.range(num_chunks, override_num_blocks=num_chunks)
-        .map_batches(
-            _read_chunk,  # type: ignore[arg-type]  # Ray's stubs know no fn_kwargs
-            batch_size=1,
-            fn_kwargs={"source": session.source_ref, "recipe": session.recipe},
-            num_cpus=0.25,
-        )
-        .map_batches(
-            _TakeMoments,
-            batch_size=1,
-            fn_constructor_kwargs={"plan": plan, "storage": session.storage},
-            compute=ray.data.ActorPoolStrategy(size=pool_size),
-            num_cpus=0.5 * part.threads,
-            num_gpus=part.gpus_per_worker,
-        )
+    items = [
+        {"fingerprint": chunk.fingerprint, "start": chunk.rows.start, "stop": chunk.rows.stop}
+        for chunk in missing.values()
+    ]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        _Worker,
+        batch_size=1,
+        fn_constructor_kwargs={
+            "plan": plan,
+            "storage": storage,
+            "source": session.source_ref,
+            "machine": machine,
+            "kernels": kernels,
+            "poster": session.board.poster(),
+        },
+        # one chunk each, so that a lost worker costs no other one, and none waits while another worker is free
+        compute=ray.data.ActorPoolStrategy(
+            size=session.workers(part, at_most=len(missing)), max_tasks_in_flight_per_actor=1
+        ),
+        # half a CPU per thread: a pool that takes every CPU hangs (ray issue 44687)
+        num_cpus=0.5 * part.threads,
+        num_gpus=part.gpus_per_worker,
     )
-
-    total: dict[str, Moments] = {}
-    worker_seconds = 0.0
-    with session.progress.stage("statistics", num_chunks, "chunks") as bar:
-        for done, row in enumerate(_rows(partial_moments), start=1):
-            worker_seconds += float(row["seconds"])
-            for name, moments in _unpack(load(row["moments"])).items():
-                total[name] = total[name].merge(moments) if name in total else moments
-            bar.update(done)
-    with session.storage.publish("statistics", plan.statistics) as draft:
-        for index in range(len(plan.members)):
-            prefix = f"{index}/"
-            layers = {name.removeprefix(prefix): total[name] for name in total if name.startswith(prefix)}
-            draft.write_tensors(_file(index), _pack(layers))
-        draft.facts = {
-            "num_images": len(session.source.train),
-            "seconds": time.monotonic() - started,
-            "worker_seconds": worker_seconds,
-        }
+    began, ended, num_images, num_done = [], [], 0, 0
+    running = {chunk.fingerprint: chunk.name for chunk in missing.values()}
+    with session.progress.stage("statistics", len(missing), "chunks") as bar:
+        show = session.board.shown_on(bar)
+        with _ticking(lambda: show(num_done, list(running.values()))):
+            for row in _rows(dataset):
+                began.append(row["began"])
+                ended.append(row["ended"])
+                num_images += row["num_images"]
+                num_done += 1
+                del running[row["fingerprint"]]
+    return float(num_images / (max(ended) - min(began)))
 
 
-def load_moments(artifact: Artifact, index: int) -> dict[str, Moments]:
-    """The moments of the pool's index-th member, by tapped layer."""
-    return _unpack(artifact.tensors(_file(index)))
+@contextlib.contextmanager
+def _ticking(tick: Callable[[], None]) -> Iterator[None]:
+    """Calls it now and then while the block runs: Ray Data says nothing between two rows."""
+    over = threading.Event()
 
+    def loop() -> None:
+        while not over.wait(POLL_S):
+            with contextlib.suppress(RayError):  # what a person sees is not worth the run
+                tick()
 
-def _file(index: int) -> str:
-    return f"member-{index:04d}.safetensors"
+    thread = threading.Thread(target=loop, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def _rows(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
@@ -111,52 +201,105 @@ def _rows(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
         raise own_error(error, "statistics", "a chunk of the data") from None
 
 
-def _read_chunk(batch: dict[str, Any], source: ray.ObjectRef[Source], recipe: Recipe) -> dict[str, Any]:
-    """Decode the images of one chunk, each once for all members, and draw the boxes of their views."""
-    train = ray.get(source).train
-    size, chunk = recipe.statistics.chunk_size, int(batch["id"][0])
-    index = np.arange(chunk * size, min((chunk + 1) * size, len(train)))
-    random = [generator("statistics", recipe.seed, train.ids[int(row)]) for row in index]
-    boxes = np.concatenate([draw_boxes(recipe.synthesis.augmentation, one, 1) for one in random])
-    return {"images": train.read(index)[None], "labels": train.labels[index][None], "boxes": boxes[None]}
+class _Worker:
+    """Holds the members on its device; takes the moments of one chunk at a time and publishes them.
 
+    Keeps nothing of a chunk: one that is done again counts once.
+    """
 
-class _TakeMoments:
-    """Holds the members on its device; chunk in, packed partial moments out. Keeps nothing between chunks."""
-
-    def __init__(self, plan: Plan, storage: Storage) -> None:
-        part, self._plan, self._storage = plan.recipe.statistics, plan, storage
-        self._augmented, self._num_classes = part.view == "augmented", len(plan.data.classes)
-        self._device = prepare(part.threads, part.gpus_per_worker)
+    def __init__(
+        self,
+        plan: Plan,
+        storage: Storage,
+        source: ray.ObjectRef[Source],
+        machine: Machine,
+        kernels: bool,
+        poster: Poster,
+    ) -> None:
+        part, self._plan, self._storage, self._poster = plan.recipe.statistics, plan, storage, poster
+        self._device, self._machine, self._kernels = prepare(part.threads, part.gpus_per_worker), machine, kernels
+        self._source = source
+        keep_freed_memory()
 
     @cached_property
-    def _models(self) -> list[nn.Module]:
-        # loaded by the first chunk: Ray hides the cause of an error in a constructor
-        return [model.to(self._device) for model in load_members(self._plan, self._storage, self._plan.members)]
+    def _measurer(self) -> Measurer:
+        # made by the first chunk: Ray hides the cause of an error in a constructor
+        check_machine(self._device, self._machine, self._plan.recipe.cluster.address)
+        models = load_members(self._plan, self._storage, self._plan.members)
+        return Measurer(models, self._device, kernels=self._kernels)
 
-    @torch.inference_mode()
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
-        started = time.monotonic()
-        x = from_pixels(batch["images"][0], self._device)
-        y = torch.from_numpy(batch["labels"][0].copy()).to(self._device)
-        if self._augmented:
-            x = apply_boxes(x, batch["boxes"][0])
-        moments = {}
-        for index, model in enumerate(self._models):
-            with Taps(model) as taps:
-                model(x)
-                for layer, activation in zip(taps.layers, taps.take(), strict=True):
-                    moments[f"{index}/{layer}"] = class_moments(activation, y, self._num_classes)
-        return {
-            "moments": np.array([save(_pack(moments))], dtype=object),
-            "seconds": np.array([time.monotonic() - started]),
+    @cached_property
+    def _decoder(self) -> Decoder:
+        recipe = self._plan.recipe
+        augmentation = recipe.synthesis.augmentation if recipe.statistics.view == "augmented" else None
+        return Decoder(ray.get(self._source).train, ("statistics", recipe.seed), augmentation)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        chunk = Chunk(range(int(batch["start"][0]), int(batch["stop"][0])), str(batch["fingerprint"][0]))
+        self._measurer, self._decoder  # noqa: B018  # loaded before the clock starts
+        began = time.time()
+        if not self._storage.has("chunk", chunk.fingerprint):  # by a worker that was given up too early
+            self._publish(chunk)
+        row = {
+            "fingerprint": chunk.fingerprint,
+            "num_images": len(chunk.rows),
+            "began": began,
+            "ended": time.time(),
         }
+        return {name: np.array([value]) for name, value in row.items()}
+
+    def _publish(self, chunk: Chunk) -> None:
+        started, decoded = time.monotonic(), self._decoder.num_decoded
+        labels = self._decoder.images.labels[chunk.rows.start : chunk.rows.stop]
+        classes, rows = (torch.from_numpy(values) for values in np.unique(labels, return_inverse=True))
+        try:
+            moments, layout = self._measurer.measure(self._batches(chunk, rows.to(self._device)), len(classes))
+        except (MemoryError, RuntimeError) as error:
+            if is_out_of_memory(error):
+                remedy = "out of memory; lower statistics.batch_size, or run fewer workers per node"
+                raise StageError("statistics", chunk.name, remedy) from error
+            raise
+        if len(bad := torch.nonzero(~(moments.mean + moments.m2).isfinite().all(0))):
+            member, layer = layout.owner(int(bad[0]))
+            item = f"{chunk.name}, member {self._plan.members[member].name}, layer {layer}"
+            raise StageError("statistics", item, "its activations are not finite; look at that member's training")
+        with self._storage.publish("chunk", chunk.fingerprint) as draft:
+            write_chunk(draft, self._plan.class_ranges(), classes, moments)
+            draft.facts = {
+                "name": chunk.name,
+                "layout": layout.members,
+                "num_decoded": self._decoder.num_decoded - decoded,
+                "device": environment(self._device, kernels=self._kernels)["device"],
+                "worker": ray.get_runtime_context().get_actor_id(),
+                "seconds": time.monotonic() - started,
+            }
+
+    def _batches(self, chunk: Chunk, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """On the device, as the members are to see them. labels: of the chunk's rows."""
+        part, started = self._plan.recipe.statistics, time.monotonic()
+        for batch in self._decoder.batches(chunk.rows, part.batch_size, part.decoders):
+            first, stop = batch.rows.start - chunk.rows.start, batch.rows.stop - chunk.rows.start
+            yield _views(batch, self._device), labels[first:stop]
+            rate = stop / (time.monotonic() - started)
+            self._poster(chunk.name, stop / len(chunk.rows), images_per_s=rate)
 
 
-def _pack(moments: Mapping[str, Moments]) -> dict[str, Tensor]:
-    return {f"{name}/{field}": getattr(m, field).cpu() for name, m in moments.items() for field in FIELDS}
+def _views(batch: Batch, device: torch.device) -> Tensor:
+    x = from_pixels(batch.pixels, device)
+    return x if batch.boxes is None else apply_boxes(x, batch.boxes)
 
 
-def _unpack(tensors: Mapping[str, Tensor]) -> dict[str, Moments]:
-    names = dict.fromkeys(name.rsplit("/", 1)[0] for name in tensors)
-    return {name: Moments(**{field: tensors[f"{name}/{field}"] for field in FIELDS}) for name in names}
+# -- merging -----------------------------------------------------------------------------------------------------------
+
+
+def _merge_all(plan: Plan, storage: Storage, chunks: Sequence[Chunk]) -> Moments:
+    """Publish the moments of the class ranges that are not there yet, on any workers. Returns those of all data."""
+    published, ranges = storage.published("moments"), plan.class_ranges()
+    missing = [part for part in ranges if part.fingerprint not in published]
+    size = -(-len(missing) // MERGE_TASKS) or 1
+    shares = [missing[first : first + size] for first in range(0, len(missing), size)]
+    in_order = [chunk.fingerprint for chunk in chunks]
+    for task in [ray.remote(merge_chunks).remote(storage, in_order, share) for share in shares]:
+        result_of(task, "statistics", "merging chunks")
+    pooled: Moments = result_of(ray.remote(pool_classes).remote(storage, ranges), "statistics", "merging classes")
+    return pooled

@@ -16,24 +16,23 @@ import torch
 from torch import nn
 
 from teddy_ray.checkpoints import Checkpoint
-from teddy_ray.device import describe, keep_freed_memory, prepare, versions
-from teddy_ray.engine import Engine, Machine, choose, inspect_machine
-from teddy_ray.errors import InputError, Problem
-from teddy_ray.kernels.build import identity
+from teddy_ray.device import environment, keep_freed_memory, prepare, versions
+from teddy_ray.engine import Engine, Machine, check_machine, choose
+from teddy_ray.matching import Target
 from teddy_ray.members import load_members
 from teddy_ray.moments import buffer_moments
 from teddy_ray.pixels import to_pixels
 from teddy_ray.plan import ImageSet, Plan, Unit
 from teddy_ray.randomness import generator
-from teddy_ray.recipe import Synthesis as SynthesisPart
 from teddy_ray.sources import Images, Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import Dispatcher
-from teddy_ray.stages.executor import RayExecutor, result_of
+from teddy_ray.stages.executor import RayExecutor
+from teddy_ray.stages.machine import machine_of
 from teddy_ray.stages.session import Session
-from teddy_ray.stages.statistics import load_moments
 from teddy_ray.starts import mosaic_start, noise_start
 from teddy_ray.storage import Storage
+from teddy_ray.stored_moments import MomentsReader
 from teddy_ray.synthesis import Member, State, optimise
 
 MANIFESTS_AT_ONCE = 1000
@@ -49,12 +48,11 @@ def run(session: Session) -> None:
     num_missing = sum(unit.fingerprint not in published for unit in plan.units())
     if num_missing:
         session.start()
-        remote = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)
-        machine = result_of(remote(_inspect).remote(part), "synthesis", "a worker")
+        machine = machine_of(part, "synthesis")
         largest = max(plan.units(), key=lambda unit: unit.num_images)
         engine = choose(plan.recipe, len(plan.data.classes), largest.num_images, machine)
         settings = (plan, storage, session.source_ref, machine, session.board.poster())
-        actor = remote(Synthesiser)
+        actor = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)(Synthesiser)
         dispatcher = Dispatcher[Unit](
             "synthesis",
             RayExecutor(lambda: actor.remote(*settings), lambda worker, unit: worker.optimise.remote(unit)),
@@ -134,25 +132,31 @@ class Synthesiser:
     def _members(self) -> list[Member]:
         plan = self._plan
         engine = self._engine(plan.num_images)  # number format and kernels are the same whatever the unit
-        if plan.recipe.statistics.source == "buffers":
-            moments = [buffer_moments(model) for model in self._models]
-        else:
-            statistics = self._storage.open("statistics", plan.statistics)
-            moments = [load_moments(statistics, index) for index in range(len(plan.members))]
         return [
-            Member(member.name, model, of_member, engine.dtype, kernels=engine.kernels)
-            for member, model, of_member in zip(plan.members, self._models, moments, strict=True)
+            Member(member.name, model, engine.dtype, kernels=engine.kernels)
+            for member, model in zip(plan.members, self._models, strict=True)
         ]
+
+    @cached_property
+    def _moments(self) -> MomentsReader:
+        return MomentsReader(self._plan, self._storage)
+
+    def _targets(self, unit: Unit) -> list[list[Target]]:
+        """Of each member, from the moments of the unit's classes alone."""
+        recipe = self._plan.recipe
+        rows = torch.arange(len(unit.classes), device=self._device).repeat_interleave(len(unit.slots))
+        buffers = recipe.statistics.source == "buffers"
+        pooled = [buffer_moments(model) for model in self._models] if buffers else self._moments.pooled
+        known = pooled if recipe.statistics.scope == "global" else self._moments.of(unit.classes)
+        members = zip(self._members, known, pooled, strict=True)
+        return [member.targets(own, of_all, rows, recipe) for member, own, of_all in members]
 
     def optimise(self, unit: Unit) -> None:
         started = time.monotonic()
-        if (here := inspect_machine(self._device)) != self._machine:
-            remedy = f"has nodes of different kinds, {here} and {self._machine}; choose nodes of one kind"
-            raise InputError([Problem("cluster.address", self._plan.recipe.cluster.address, remedy)])
+        check_machine(self._device, self._machine, self._plan.recipe.cluster.address)
         recipe, engine = self._plan.recipe, self._engine(unit.num_images)
-        environment = {"device": describe(self._device), "versions": versions(), "engine": str(engine)}
-        environment["kernels"] = identity() if engine.kernels else ""
-        checkpoint = Checkpoint(self._storage, "unit", unit.fingerprint, environment)
+        here = {**environment(self._device, kernels=engine.kernels), "engine": str(engine)}
+        checkpoint = Checkpoint(self._storage, "unit", unit.fingerprint, here)
         if self._storage.has("unit", unit.fingerprint):  # by a worker that was given up too early
             return checkpoint.drop()
         if (saved := checkpoint.load()) is not None:
@@ -163,7 +167,8 @@ class Synthesiser:
         labels = np.repeat(np.array(unit.classes, dtype=np.int64), len(unit.slots))
         last, looked = begin.step, time.monotonic()
         checkpointed = looked
-        for state in optimise(begin, labels, self._members, recipe, key=unit.name, loss=engine.loss):
+        states = optimise(begin, labels, self._members, self._targets(unit), recipe, key=unit.name, loss=engine.loss)
+        for state in states:
             now = time.monotonic()
             statistics, ce, _ = state.mean_losses(state.step - last)
             self._poster(
@@ -183,8 +188,8 @@ class Synthesiser:
             draft.facts = {
                 "name": unit.name,
                 "losses": _thin(state.losses.mean(1).cpu().numpy()),
-                "device": environment["device"],
-                "engine": environment["engine"],
+                "device": here["device"],
+                "engine": here["engine"],
                 "resumed_at": begin.step,
                 "worker": ray.get_runtime_context().get_actor_id(),
                 "seconds": time.monotonic() - started,
@@ -217,10 +222,6 @@ class Synthesiser:
         keys = [(recipe.seed, train.classes[label], slot) for slot in slots]
         augmentation = recipe.synthesis.augmentation
         return mosaic_start(train.read(rows), label, self._models, part, augmentation, keys=keys, device=self._device)
-
-
-def _inspect(part: SynthesisPart) -> Machine:
-    return inspect_machine(prepare(part.threads, part.gpus_per_worker))
 
 
 def _thin(losses: npt.NDArray[np.float32]) -> list[list[float]]:
