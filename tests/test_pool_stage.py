@@ -19,8 +19,10 @@ from safetensors.torch import load
 
 from teddy_ray.checkpoints import DIGEST
 from teddy_ray.errors import InputError
-from teddy_ray.members import load_members
+from teddy_ray.flow import distill
+from teddy_ray.members import check_rows, load_members
 from teddy_ray.pixels import from_pixels
+from teddy_ray.progress import Progress
 from teddy_ray.recipe import Recipe
 from teddy_ray.stages import pool
 from teddy_ray.stages.session import Session
@@ -128,8 +130,15 @@ def test_a_killed_worker_costs_an_epoch_at_most(
 
 def test_a_post_pool_is_pruned_and_fine_tuned(finished: Run, tmp_path: Path) -> None:
     copy_artifacts(finished, "statistics", tmp_path)
-    post = {"ratios": [0.0, 0.25, 0.5], "epochs": 2, "learning_rate": 1e-3}
-    recipe = tiny(tmp_path, pool__generation="post", pool__seeds=[0], pool__post=post)
+    recipe = tiny(
+        tmp_path,
+        pool__generation="post",
+        pool__seeds=[0],
+        pool__post={"ratios": [0.0, 0.25, 0.5], "epochs": 2, "learning_rate": 1e-3},
+        synthesis__steps=5,
+        evaluation__controls=[],
+        evaluation__epochs=1,
+    )
     session, manifests = run_pool(recipe)
     plan, storage = session.plan, session.storage
     (base,) = plan.pool_plan.bases
@@ -146,6 +155,12 @@ def test_a_post_pool_is_pruned_and_fine_tuned(finished: Run, tmp_path: Path) -> 
     assert accuracies[0] > 0.7
     assert min(accuracies) > 0.4  # a random one has 0.1
     assert content_hashes(tmp_path, "member").keys() > content_hashes(finished.folder, "member").keys()
+
+    with open(os.devnull, "w") as stream:  # and the rest of the pipeline takes them
+        summary = distill(recipe, Progress(stream))
+    assert summary.generation["chosen"] == "post"
+    assert [member["parameters"] for member in summary.pool] == parameters
+    assert "pruned" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
 
 
 def test_recalibration_leaves_weights_and_takes_statistics_anew(finished: Run, tmp_path: Path) -> None:
@@ -185,8 +200,6 @@ def test_a_member_of_other_classes_stops_the_run(finished: Run, tmp_path: Path) 
 
 
 def test_rows_of_the_check_are_spread_over_the_validation_part() -> None:
-    from teddy_ray.members import check_rows
-
     assert np.array_equal(check_rows(5), np.arange(5))
     rows = check_rows(10_000)
     assert len(rows) == 200
