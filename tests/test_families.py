@@ -102,9 +102,10 @@ def test_every_tap_of_every_classifier_gives_as_many_channels_as_its_layer_has(n
     check_taps(f"torchvision/{name}")
 
 
-@pytest.fixture(
-    scope="module", params=[*(f"torchvision/{name}" for name in CHEAP), "timm/test_resnet", "timm/test_vit"]
-)
+TRAINED = [*(f"torchvision/{name}" for name in CHEAP), "timm/test_resnet", "timm/test_vit"]
+
+
+@pytest.fixture(scope="module", params=TRAINED)
 def trained(request):
     """A model of every family with statistics of its own, and images for it."""
     if request.param.startswith("timm"):

@@ -26,7 +26,7 @@ PRUNABLE = [
     "torchvision/densenet121",
     "torchvision/mobilenet_v2",
     "torchvision/efficientnet_b0",
-    "torchvision/vgg11_bn",
+    pytest.param("torchvision/vgg11_bn", marks=pytest.mark.slow),  # 130 million weights
     "torchvision/convnext_tiny",
     "torchvision/mnasnet0_5",
     "torchvision/mobilenet_v3_small",
