@@ -57,7 +57,7 @@ def read_weights(uri: str, key: str) -> Weights:
     except Exception as error:  # of a file that may be anything
         raise InputError([Problem(key, uri, _refusal(error))]) from error
     unwrapped = _unwrap(tensors)
-    if others := [str(name) for name, value in unwrapped.items() if not isinstance(value, Tensor)]:
+    if others := [str(name) for name, value in unwrapped.items() if not _is_named_tensor(name, value)]:
         remedy = f"should hold tensors alone, but has {_some(others)}; save the model's state_dict()"
         raise InputError([Problem(key, uri, remedy)])
     return Weights(_without_prefixes(unwrapped), hashlib.sha256(data).hexdigest(), _classes(metadata, uri, key))
@@ -72,12 +72,11 @@ def load_into(model: Classifier, weights: Weights, *, key: str, uri: str) -> Non
     target: nn.Module = model if whole else model.network
     expected = target.state_dict()
     tensors = {_current_name(name, expected): value for name, value in weights.tensors.items()}
-    for name in {"mean", "std"} & tensors.keys() if whole else ():
+    pixels = {"mean", "std"} if whole else set()
+    for name in pixels & tensors.keys():
         if tensors[name].numel() == 1:  # the same for all channels
             tensors[name] = tensors[name].reshape(1).expand_as(expected[name])
-    optional = {
-        name for name in expected if name.endswith("num_batches_tracked") or (whole and name in ("mean", "std"))
-    }
+    optional = pixels | {name for name in expected if name.endswith("num_batches_tracked")}
     misfits = {
         "missing": sorted(expected.keys() - tensors.keys() - optional),
         "unexpected": sorted(name for name in tensors.keys() - expected.keys() if not _left_out(target, name)),
@@ -133,7 +132,7 @@ def _classes(metadata: Mapping[str, str], uri: str, key: str) -> tuple[str, ...]
 def _refusal(error: Exception) -> str:
     """Why a file is refused, and what would be right."""
     found = re.search(r"GLOBAL ([\w.]+)", str(error))
-    reason = f"it holds objects of {found[1]}" if found else f"it cannot be read: {str(error).splitlines()[0:1]}"
+    reason = f"it holds objects of {found[1]}" if found else f"it cannot be read: {type(error).__name__}"
     return f"should be safetensors or a state_dict of tensors, for nothing else is loaded from a file ({reason})"
 
 
@@ -143,7 +142,11 @@ def _unwrap(value: Any) -> Mapping[Any, Any]:
         if inner is None:
             return value
         value = inner
-    return {type(value).__name__: value}
+    return {type(value).__name__: None}
+
+
+def _is_named_tensor(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _without_prefixes(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -133,9 +133,10 @@ def test_copy_in_bf16_keeps_the_maps_in_float32():
     exact = frozen_copy(trained("resnet18:width=2"), torch.float32)
     maps = {key for key in frozen.state_dict() if key.endswith((".scale", ".shift"))}
     assert len(maps) == 2 * 20
+    exactly = maps | {"mean", "std"}
     for key, value in frozen.state_dict().items():
-        assert value.dtype == (torch.float32 if key in maps else torch.bfloat16)
-        if key in maps:
+        assert value.dtype == (torch.float32 if key in exactly else torch.bfloat16)
+        if key in exactly:
             assert torch.equal(value, exact.state_dict()[key])
     torch.testing.assert_close(
         frozen(images()).float(), exact(images()), rtol=0, atol=0.05 * float(exact(images()).std())
@@ -158,6 +159,18 @@ def test_other_norms_stay_as_they_are(norm):
     frozen = frozen_copy(model, torch.float32)
     assert [type(module) for module in frozen.modules()] == [type(module) for module in model.modules()]
     expected = logits_and_taps(model, images())
+    torch.testing.assert_close(logits_and_taps(frozen, images()), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_norm_that_does_more_than_its_class_stays_as_it_is():
+    class Doubling(nn.BatchNorm2d):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = settle(nn.Sequential(nn.Conv2d(3, 5, 3), Doubling(5), nn.BatchNorm2d(5)))
+    frozen = frozen_copy(model, torch.float32)
+    assert [type(module) for module in frozen] == [nn.Conv2d, Doubling, FrozenBatchNorm]
+    expected = logits_and_taps(freeze(model), images())
     torch.testing.assert_close(logits_and_taps(frozen, images()), expected, rtol=1e-4, atol=1e-5)
 
 

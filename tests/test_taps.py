@@ -1,11 +1,15 @@
 """Where statistics are taken."""
 
+import importlib
+
 import pytest
 import torch
 from torch import nn
+from torchvision.models import convnext
+from torchvision.ops import FrozenBatchNorm2d
 
 from teddy_ray.models import build, freeze
-from teddy_ray.taps import Taps
+from teddy_ray.taps import CHANNEL_AXIS, Taps, channel_axis
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 
@@ -86,12 +90,72 @@ def test_gradient_reaches_the_images():
 def test_layer_that_runs_twice_is_refused_by_name():
     norm = nn.BatchNorm2d(1)
     model = nn.Sequential(norm, nn.ReLU(), norm).eval()
-    with Taps(model), pytest.raises(ValueError, match="'0' runs twice"):
+    with Taps(model), pytest.raises(ValueError, match="'0' of Sequential runs twice"):
         model(torch.rand(2, 1, 3, 3))
 
 
+class Unused(nn.Module):
+    """A model with a head that does not run."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+
+    def forward(self, x):
+        return self.norm(x)
+
+
+class Folded(Unused):
+    """A model that has some of the positions among the rows."""
+
+    def forward(self, x):
+        return self.head(self.norm(x).reshape(-1, 1, 1, 3))
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (Unused(), "layers of Unused did not run in a forward pass: head"),
+        (Folded(), "layers of Folded mix images with positions in their rows: head"),
+    ],
+    ids=["unused", "folded"],
+)
+def test_layer_whose_rows_are_not_the_images_is_refused_by_name(model, told):
+    with Taps(model.eval()) as taps:
+        model(torch.rand(2, 1, 3, 3))
+        with pytest.raises(ValueError, match=told):
+            taps.take()
+
+
+@pytest.mark.parametrize(
+    ("layer", "axis"),
+    [
+        (type("Own", (nn.BatchNorm2d,), {})(3), 1),
+        (nn.SyncBatchNorm(3), 1),
+        (FrozenBatchNorm2d(3), 1),
+        (type("Own", (nn.GroupNorm,), {})(1, 3), 1),
+        (nn.RMSNorm(3), -1),
+        (type("Own", (nn.LayerNorm,), {})(3), -1),
+        (convnext.LayerNorm2d(3), 1),
+        (nn.Linear(3, 3), None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_axis_of_the_channels_is_that_of_the_nearest_class_that_is_known(layer, axis):
+    assert channel_axis(layer) == axis
+
+
+def test_norms_of_timm_are_known_by_the_names_that_they_have():
+    layers = pytest.importorskip("timm.layers")
+    axes = {name: channel_axis(getattr(layers, name)(8)) for name in ("BatchNormAct2d", "LayerNorm", "LayerNorm2d")}
+    assert axes == {"BatchNormAct2d": 1, "LayerNorm": -1, "LayerNorm2d": 1}
+    for name in [key for key in CHANNEL_AXIS if isinstance(key, str)]:
+        module, _, kind = name.rpartition(".")
+        assert issubclass(getattr(importlib.import_module(module), kind), nn.Module)
+
+
 def test_model_without_norm_or_convolution_is_refused():
-    with pytest.raises(ValueError, match="neither a normalisation layer nor a convolution"):
+    with pytest.raises(ValueError, match="Linear has neither a normalisation layer nor a convolution"):
         Taps(nn.Linear(3, 2))
 
 

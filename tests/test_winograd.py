@@ -68,6 +68,17 @@ def test_many_filters_are_kept_as_they_are():
     assert distance(many(x), reference) < 4e-6
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_layer_has_all_that_the_convolution_has(bias):
+    direct = convolution(32, 64, bias)
+    layer = WinogradConv2d(direct)
+    assert isinstance(layer, nn.Conv2d)
+    assert repr(layer) == repr(direct).replace("Conv2d", "WinogradConv2d")
+    assert layer.state_dict().keys() == direct.state_dict().keys()
+    assert all(torch.equal(value, direct.state_dict()[key]) for key, value in layer.state_dict().items())
+    assert not any(weight.requires_grad for weight in layer.parameters())
+
+
 def test_result_depends_on_nothing_but_the_image():
     """Not on the batch, the layout, the number of threads, or what ran before: blocks of tiles share no sum."""
     layer, x = WinogradConv2d(convolution(64, 64)), images(30, 64, 8, 8)
