@@ -125,7 +125,8 @@ def test_a_file_that_cannot_be_read_is_no_bad_image(folder, monkeypatch):
 def test_long_checks_say_how_far_they_are(folder, monkeypatch):
     monkeypatch.setattr(verification, "BLOCK", 8)
     monkeypatch.setattr(verification, "INTERVAL_S", 0)
-    _, said = opened(folder, on_bad_image=0.1)
+    found, said = opened(folder, on_bad_image=0.1)
+    assert found.skipped == tuple(BAD)
     assert said[1:4] == [f"data.source: {done}/20 images decoded" for done in (8, 16, 20)]
 
 
