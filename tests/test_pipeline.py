@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,13 @@ from teddy_ray.matching import make_targets
 from teddy_ray.members import load_members
 from teddy_ray.moments import Moments, buffer_moments
 from teddy_ray.pixels import from_pixels, to_pixels
-from teddy_ray.plan import STAGES
+from teddy_ray.plan import STAGES, Plan
 from teddy_ray.progress import Progress
 from teddy_ray.recipe import Recipe
 from teddy_ray.stages import evaluation, labels, statistics, synthesis
 from teddy_ray.stages.labels import read_labelled, views_of
 from teddy_ray.stages.session import Session
+from teddy_ray.summary import summarise
 from teddy_ray.taps import Taps
 
 
@@ -64,6 +66,9 @@ def test_summary_says_what_scripts_rely_on(finished: Run) -> None:
     assert summary["bytes"]["labels"] == 40 * 6 * 10 * 2
     assert summary["synthesis"]["images_steps_per_s"] > 0
     assert {"torch", "ray", "teddy_ray"} <= set(summary["versions"])
+    assert summary["skipped_images"] == 0
+    plan = Plan(finished.recipe, replace(finished.plan.data, num_skipped=3))
+    assert summarise(plan, finished.storage, reused=()).skipped_images == 3
 
 
 def test_progress_names_every_stage(finished: Run) -> None:

@@ -210,7 +210,7 @@ def facts_of(recipe):
 
 @pytest.fixture(scope="module")
 def two_of_each(tmp_path_factory):
-    """A recipe for Parquet with two columns of images and two of labels."""
+    """A recipe for Parquet with two columns of images, of which one row is none, and two of labels."""
 
     def png(value):
         buffer = io.BytesIO()
@@ -219,7 +219,7 @@ def two_of_each(tmp_path_factory):
 
     path = tmp_path_factory.mktemp("data") / "train.parquet"
     columns = {
-        "image": [png(row) for row in range(30)],
+        "image": [png(row) if row != 7 else b"" for row in range(30)],
         "second_image": [png(255 - row) for row in range(30)],
         "label": ["a", "b"] * 15,
         "second_label": ["a", "b", "b"] * 10,
@@ -236,6 +236,7 @@ OTHER_DATA = {
     "data.channels": 1,
     "data.classes": ("b", "a"),
     "data.limit_per_class": 5,
+    "data.on_bad_image": 0.1,
     "data.image_column": "second_image",
     "data.label_column": "second_label",
 }

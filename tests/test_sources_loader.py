@@ -8,6 +8,7 @@ import pytest
 from pictures import make_folder, source, write_parquet
 
 from teddy_ray.errors import InputError
+from teddy_ray.sources import images as module
 from teddy_ray.sources.loader import Loader
 
 INDICES = [np.array([3, 1, 4, 1]), np.array([5]), np.array([9, 2, 6]), np.array([], dtype=int)]
@@ -28,15 +29,14 @@ def num_bytes(images):
 @pytest.fixture
 def decoded(monkeypatch):
     """Counts the images decoded."""
-    from teddy_ray.sources import images as module
-
     count, decode = itertools.count(), module.decode
     monkeypatch.setattr(module, "decode", lambda *args: (next(count), decode(*args))[1])
     return lambda: next(count)
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_kept_or_not_the_pixels_are_the_same(images, keeps):
+def test_kept_or_not_the_pixels_are_the_same(images, keeps, monkeypatch):
+    monkeypatch.setattr(module, "BLOCK", 2)
     expected = images.read()
     with Loader(images, num_bytes(images) - (not keeps), num_threads=3) as loader:
         assert loader.keeps == keeps

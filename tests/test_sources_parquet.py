@@ -325,6 +325,12 @@ def test_row_groups_are_kept_between_calls_as_far_as_they_fit(tmp_path, reads, m
     images.read()
     images.read()
     assert reads == [0, 1, 2]
+    reads.clear()
+    monkeypatch.setattr(parquet, "CACHE_BYTES", 0)
+    images = pickle.loads(pickle.dumps(images))
+    for row in (3, 4, 5, 23, 24):  # the last one is kept whatever its size
+        images.read(np.array([row]))
+    assert reads == [0, 1]
     size = images.read_rows._read_group(0).nbytes
     monkeypatch.setattr(parquet, "CACHE_BYTES", int(2.5 * size))
     reads.clear()

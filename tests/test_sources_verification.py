@@ -7,6 +7,7 @@ import pytest
 from conftest import tiny
 from pictures import encoded, grey, make_folder, parts, problems, source, unreadable, write_parquet
 
+from teddy_ray.cli import main
 from teddy_ray.errors import InputError
 from teddy_ray.flow import prepare
 from teddy_ray.recipe import Data
@@ -124,7 +125,8 @@ def test_a_file_that_cannot_be_read_is_no_bad_image(folder, monkeypatch):
 def test_long_checks_say_how_far_they_are(folder, monkeypatch):
     monkeypatch.setattr(verification, "BLOCK", 8)
     monkeypatch.setattr(verification, "INTERVAL_S", 0)
-    _, said = opened(folder, on_bad_image=0.1)
+    found, said = opened(folder, on_bad_image=0.1)
+    assert found.skipped == tuple(BAD)
     assert said[1:4] == [f"data.source: {done}/20 images decoded" for done in (8, 16, 20)]
 
 
@@ -141,6 +143,13 @@ def test_the_plan_knows_the_number_and_the_user_is_told(folder, tmp_path):
     said = []
     assert prepare(recipe, said.append).plan.data.num_skipped == 2
     assert "2 of 20 images" in said[1]
+
+
+def test_the_plan_command_says_what_is_left_out(folder, tmp_path, capfd):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{{name: x, data: {{source: {folder}, image_size: 8, on_bad_image: 0.1}}}}")
+    assert main(["plan", str(recipe), "--storage", str(tmp_path), "--set", "synthesis.images_per_class=1"]) == 0
+    assert "2 of 20 images (10.00%) of data.source cannot be decoded" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("value", [0, 1.0, 1.5, "skip"])
