@@ -243,8 +243,7 @@ OTHER_DATA = {
 
 
 def test_the_data_fields_below_are_all_there_are():
-    # data.on_bad_image counts where an image is bad: tests/test_sources_verification.py
-    assert set(OTHER_DATA) == set(DATA) - {"data.source", "data.test_source", "data.on_bad_image"}
+    assert set(OTHER_DATA) == set(DATA) - {"data.source", "data.test_source"}
 
 
 @pytest.mark.parametrize("key", OTHER_DATA)
