@@ -9,6 +9,7 @@ deleted in the end; those that an interrupted deletion leaves are no one's, and 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -269,7 +270,7 @@ class _Worker:
                 "layout": layout.members,
                 "num_decoded": self._decoder.num_decoded - decoded,
                 "device": environment(self._device, kernels=self._kernels)["device"],
-                "worker": ray.get_runtime_context().get_actor_id(),
+                "pid": os.getpid(),
                 "seconds": time.monotonic() - started,
             }
 
