@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Iterator
@@ -133,7 +134,6 @@ def test_killed_worker_costs_the_chunk_in_its_hands_alone(finished: Run, tmp_pat
     after = chunks_in(tmp_path)
     assert len(before) < len(after) == 15
     assert {name: after[name] for name in before} == before  # what was finished stayed
-    assert len({manifest["pid"] for manifest in after.values()}) >= 3
     assert sum(manifest["num_decoded"] for manifest in after.values()) == len(session.source.train)
     assert moments_files(tmp_path) == moments_files(finished.folder)
 
@@ -218,7 +218,7 @@ def test_activations_that_are_not_finite_are_named(worker: statistics._Worker) -
     models[2].get_submodule(norms[0]).weight.data[3] = torch.inf
     worker.__dict__["_measurer"] = Measurer(models, CPU, kernels=False)
     with pytest.raises(StageError) as caught:
-        worker(ITEM)
+        raise pickle.loads(worker(ITEM)["error"][0])
     assert caught.value.item == f"rows 50-74, member {plan.members[2].name}, layer {norms[1]}"
     assert caught.value.reason.startswith("its activations are not finite")
     assert not worker._storage.has("chunk", "some")
@@ -235,13 +235,13 @@ def test_too_little_memory_is_told_with_what_to_do(error: Exception, worker: sta
 
     worker.__dict__["_measurer"] = Greedy()
     with pytest.raises(StageError, match=r"^statistics: rows 50-74: out of memory; lower statistics.batch_size"):
-        worker(ITEM)
+        raise pickle.loads(worker(ITEM)["error"][0])
 
 
 def test_worker_on_another_kind_of_machine_refuses(worker: statistics._Worker) -> None:
     worker._machine = replace(worker._machine, kernels=not worker._machine.kernels)
     with pytest.raises(InputError, match="has nodes of different kinds"):
-        worker(ITEM)
+        raise pickle.loads(worker(ITEM)["error"][0])
 
 
 def test_error_of_an_image_comes_as_it_is(finished: Run, tmp_path: Path) -> None:
