@@ -47,8 +47,8 @@ from teddy_ray.statistics import Measurer
 from teddy_ray.storage import Storage
 from teddy_ray.stored_moments import POOLED, merge_chunks, pool_classes, to_tensors, write_chunk
 
-NO_PROGRESS_TIMEOUT_S = 3600
-"""After so long without a chunk, Ray Data gives up."""
+NO_PROGRESS_TIMEOUT_S = 6 * 3600
+"""After so long without a chunk Ray Data gives up: more than any chunk takes, less than for ever."""
 
 MERGE_TASKS = 64
 """At most. Each opens every chunk."""
