@@ -26,6 +26,7 @@ format: .venv/installed-dev
 bench: .venv/installed-dev  ## prints ratios; tests/benchmarks/RESULTS.md keeps them, and names those run by hand
 	$(BIN)/python tests/benchmarks/bench_synthesis.py
 	$(BIN)/python tests/benchmarks/bench_dispatch.py
+	$(BIN)/python tests/benchmarks/bench_statistics.py
 
 clean:  ## the environment; never artifacts/ or runs/
 	rm -rf .venv

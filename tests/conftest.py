@@ -34,7 +34,7 @@ TINY: dict[str, Any] = {
     "name": "tiny",
     "data": {"source": "sklearn:digits", "image_size": 8, "channels": 1, "limit_per_class": 40},
     "pool": {"architectures": ["convnet:width=32"], "seeds": [0, 1], "snapshots": [1, 3], "batch_size": 16},
-    "statistics": {"chunk_size": 25},
+    "statistics": {"chunk_size": 25, "batch_size": 10},
     "synthesis": {"images_per_class": 4, "steps": 60, "classes_per_unit": 2, "slots_per_unit": 2},
     "labels": {"views": 6, "images_per_file": 16, "batch_size": 8},
     "evaluation": {"students": ["convnet:width=8"], "seeds": [0, 1], "epochs": 4, "full_data_epochs": 1},

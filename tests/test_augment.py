@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from teddy_ray.augment import apply_boxes, draw_boxes, views_of_step
-from teddy_ray.randomness import generator
+from teddy_ray.augment import apply_boxes, boxes_of, draw_boxes, views_of_step
+from teddy_ray.randomness import generator, uniforms
 from teddy_ray.recipe import Augmentation, Curriculum, Synthesis
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
@@ -243,3 +243,16 @@ def test_draws_follow_their_key_alone():
     assert not np.array_equal(draws[0], draws[2])
     assert not np.array_equal(generator("a", "1").random(5), generator("a", 1).random(5))
     assert not np.array_equal(generator("ab", "c").random(5), generator("a", "bc").random(5))
+
+
+def test_uniforms_follow_their_own_key_and_are_uniform():
+    keys = [("view", 0, f"image {row}") for row in range(4000)]
+    drawn = uniforms(keys, 5)
+    assert drawn.shape == (4000, 5)
+    assert np.array_equal(uniforms(keys[7:9], 5), drawn[7:9])
+    assert not np.isclose(uniforms([("view", 1, "image 0")], 5), drawn[:1]).any()
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    counts = np.stack([np.histogram(column, 10, (0, 1))[0] for column in drawn.T])
+    assert (abs(counts - 400) < 5 * 400**0.5).all()
+    assert abs(np.corrcoef(drawn.T) - np.eye(5)).max() < 0.07
+    assert np.array_equal(boxes_of(Augmentation(), drawn[:3]), boxes_of(Augmentation(), drawn)[:3])

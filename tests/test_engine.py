@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from teddy_ray import engine
-from teddy_ray.engine import Engine, Machine, choose, inspect_machine, mean_step_flops
+from teddy_ray.engine import (
+    Engine,
+    Machine,
+    check_machine,
+    choose,
+    choose_kernels,
+    inspect_machine,
+    mean_step_flops,
+)
 from teddy_ray.errors import InputError
 from teddy_ray.matching import member_loss
 from teddy_ray.recipe_file import parse_recipe
@@ -90,6 +98,21 @@ def test_what_the_machine_cannot_do_is_told(machine, part, told):
     with pytest.raises(InputError) as caught:
         choose(make_recipe(**part), 10, 100, machine)
     assert str(caught.value).startswith(told)
+
+
+def test_another_stages_key_is_named_for_its_kernels():
+    assert choose_kernels("statistics.kernels", "auto", "fp32", CPU)
+    assert not choose_kernels("statistics.kernels", "auto", "fp32", GPU)
+    assert not choose_kernels("statistics.kernels", False, "fp32", CPU)
+    with pytest.raises(InputError, match=r"^statistics\.kernels: found True; cannot be built"):
+        choose_kernels("statistics.kernels", True, "fp32", replace(CPU, kernels=False))
+
+
+def test_a_machine_of_another_kind_is_refused():
+    here = inspect_machine(torch.device("cpu"))
+    check_machine(torch.device("cpu"), here, None)
+    with pytest.raises(InputError, match=r"^cluster\.address: found 'auto'; has nodes of different kinds, Machine\("):
+        check_machine(torch.device("cpu"), replace(here, kernels=not here.kernels), "auto")
 
 
 def test_graphs_are_taken_only_where_asked_for():

@@ -121,12 +121,14 @@ def test_student_sees_the_labelled_views_each_with_its_own_label(monkeypatch):
     targets = np.arange(len(IDS) * 4 * 2, dtype=np.float16).reshape(len(IDS), 4, 2)
     seen = {}
 
-    def record(model, batches, **options):
+    def record(state, batches, **options):
         assert options["temperature"] == 2.5
         assert options["epochs"] * options["steps_per_epoch"] == sum(len(list(batches(e))) for e in range(1, 7))
         for epoch in range(1, 7):
-            x, y = (torch.cat(parts) for parts in zip(*batches(epoch), strict=True))
+            x, y = (torch.cat(parts) for parts in list(zip(*batches(epoch), strict=True))[:2])
             seen[epoch] = {tuple(target.tolist()): view for view, target in zip(x, y, strict=True)}
+
+        return ()
 
     monkeypatch.setattr(students, "fit", record)
     train_student(

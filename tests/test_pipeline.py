@@ -143,12 +143,6 @@ def test_three_workers_give_the_bytes_of_one(finished: Run, tmp_path: Path) -> N
     assert shards.items() <= content_hashes(finished.folder, "shard").items()
 
 
-def test_moments_do_not_depend_on_the_number_of_workers(finished: Run, tmp_path: Path) -> None:
-    copy_artifacts(finished, "statistics", tmp_path)
-    statistics.run(open_session(tiny(tmp_path, statistics__num_workers=3)))
-    assert content_hashes(tmp_path, "statistics") == content_hashes(finished.folder, "statistics")
-
-
 def test_other_weight_reuses_pool_and_statistics_and_keeps_the_old_run(finished: Run, tmp_path: Path) -> None:
     shutil.copytree(finished.folder, tmp_path / "storage")
     recipe = tiny(

@@ -323,6 +323,51 @@ def test_without_random_controls_no_random_set_is_drawn():
     assert {run.row for run in plan.students} == {"distilled", "full_data"}
 
 
+# -- chunks and class ranges of the statistics ---------------------------------------------------------------------
+
+
+def with_counts(*counts):
+    return replace(FACTS, classes=tuple(f"class {label}" for label in range(len(counts))), counts=counts)
+
+
+@pytest.mark.parametrize(
+    ("num_images", "batch_size", "expected"),
+    [
+        (1293, 100, 300),  # 250 at least
+        (45_000, 100, 800),  # a 64th
+        (1_281_167, 100, 20_100),
+        (1_281_167, 64, 20_032),
+        (10, 7, 252),
+    ],
+)
+def test_size_of_a_chunk_is_a_64th_of_the_data_in_whole_batches(num_images, batch_size, expected):
+    plan = Plan(change(DIGITS, "statistics.batch_size", batch_size), with_counts(num_images - 5, 5))
+    assert plan.chunk_size == expected
+    rows = [row for chunk in plan.chunks() for row in chunk]
+    assert rows == list(range(num_images))
+    assert all(len(chunk) == expected for chunk in list(plan.chunks())[:-1])
+
+
+def test_size_of_a_chunk_may_be_asked_for_and_counts_the_same_either_way():
+    base = change(DIGITS, "statistics.batch_size", 100)
+    facts = with_counts(45_000)
+    assert Plan(change(base, "statistics.chunk_size", 33), facts).chunk_size == 33
+    automatic, explicit = Plan(base, facts), Plan(change(base, "statistics.chunk_size", 800), facts)
+    assert automatic.statistics == explicit.statistics
+
+
+@pytest.mark.parametrize("num_classes", [1, 9, 10, 11, 1000])
+def test_class_ranges_cover_every_class_once(num_classes):
+    ranges = Plan(DIGITS, with_counts(*[3] * num_classes)).class_ranges()
+    assert [label for part in ranges for label in part.classes] == list(range(num_classes))
+    assert len({part.fingerprint for part in ranges}) == len(ranges) == -(-num_classes // 10)
+
+
+def test_class_ranges_follow_the_statistics():
+    other = Plan(change(DIGITS, "statistics.view", "plain"), FACTS).class_ranges()
+    assert not {part.fingerprint for part in other} & {part.fingerprint for part in Plan(DIGITS, FACTS).class_ranges()}
+
+
 # -- units ---------------------------------------------------------------------------------------------------------
 
 

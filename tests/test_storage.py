@@ -106,6 +106,27 @@ def test_an_artifact_of_which_only_a_part_is_left_can_be_published_again(storage
     assert storage.has("unit", "f" * 32)
 
 
+def test_a_discarded_artifact_is_gone_and_may_be_gone_already(storage, root):
+    put(storage)
+    storage.discard("unit", "f" * 32)
+    assert not storage.has("unit", "f" * 32)
+    assert not storage.is_folder(f"artifacts/unit/{'f' * 32}")
+    storage.discard("unit", "f" * 32)
+
+
+def test_what_an_interrupted_discard_leaves_is_no_artifact(storage, monkeypatch):
+    put(storage)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Storage, "delete_folder", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        storage.discard("unit", "f" * 32)
+    assert not storage.has("unit", "f" * 32)
+    assert storage.published("unit") == set()
+
+
 def test_a_missing_artifact_is_named(storage):
     problem = problem_of(storage.open, "unit", "e" * 32)
     assert problem.key == "storage"

@@ -9,6 +9,8 @@ deleted in the end; those that an interrupted deletion leaves are no one's, and 
 from __future__ import annotations
 
 import contextlib
+import os
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +30,7 @@ from teddy_ray.augment import apply_boxes
 from teddy_ray.decoding import Batch, Decoder
 from teddy_ray.device import environment, is_out_of_memory, keep_freed_memory, prepare
 from teddy_ray.engine import Machine, check_machine, choose_kernels
-from teddy_ray.errors import StageError
+from teddy_ray.errors import InputError, StageError
 from teddy_ray.fingerprints import fingerprint
 from teddy_ray.members import load_members
 from teddy_ray.moments import Moments
@@ -46,8 +48,8 @@ from teddy_ray.statistics import Measurer
 from teddy_ray.storage import Storage
 from teddy_ray.stored_moments import POOLED, merge_chunks, pool_classes, to_tensors, write_chunk
 
-NO_PROGRESS_TIMEOUT_S = 3600
-"""After so long without a chunk, Ray Data gives up."""
+NO_PROGRESS_TIMEOUT_S = 6 * 3600
+"""After so long without a chunk Ray Data gives up: more than any chunk takes, less than for ever."""
 
 MERGE_TASKS = 64
 """At most. Each opens every chunk."""
@@ -196,7 +198,10 @@ def _ticking(tick: Callable[[], None]) -> Iterator[None]:
 def _rows(dataset: ray.data.Dataset) -> Iterator[dict[str, Any]]:
     try:
         with without_lines(RESTARTABLE_ACTOR):
-            yield from dataset.iter_rows()
+            for row in dataset.iter_rows():
+                if row["error"]:
+                    raise pickle.loads(row["error"])  # noqa: S301  # from our own worker
+                yield row
     except (RayTaskError, UserCodeException) as error:
         raise own_error(error, "statistics", "a chunk of the data") from None
 
@@ -236,17 +241,22 @@ class _Worker:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         chunk = Chunk(range(int(batch["start"][0]), int(batch["stop"][0])), str(batch["fingerprint"][0]))
-        self._measurer, self._decoder  # noqa: B018  # loaded before the clock starts
-        began = time.time()
-        if not self._storage.has("chunk", chunk.fingerprint):  # by a worker that was given up too early
-            self._publish(chunk)
+        began, error = time.time(), b""
+        try:
+            self._measurer, self._decoder  # noqa: B018  # loaded before the clock starts
+            began = time.time()
+            if not self._storage.has("chunk", chunk.fingerprint):  # by a worker that was given up too early
+                self._publish(chunk)
+        except (InputError, StageError) as own:
+            error = pickle.dumps(own)  # in a row, for Ray Data loses the cause of what it wraps on the way
         row = {
             "fingerprint": chunk.fingerprint,
             "num_images": len(chunk.rows),
             "began": began,
             "ended": time.time(),
+            "error": error,
         }
-        return {name: np.array([value]) for name, value in row.items()}
+        return {name: np.array([value], dtype=object) for name, value in row.items()}
 
     def _publish(self, chunk: Chunk) -> None:
         started, decoded = time.monotonic(), self._decoder.num_decoded
@@ -270,7 +280,7 @@ class _Worker:
                 "layout": layout.members,
                 "num_decoded": self._decoder.num_decoded - decoded,
                 "device": environment(self._device, kernels=self._kernels)["device"],
-                "worker": ray.get_runtime_context().get_actor_id(),
+                "pid": os.getpid(),
                 "seconds": time.monotonic() - started,
             }
 

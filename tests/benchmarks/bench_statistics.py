@@ -35,7 +35,8 @@ from teddy_ray.flow import prepare
 from teddy_ray.models import build
 from teddy_ray.pixels import from_pixels
 from teddy_ray.progress import Progress
-from teddy_ray.recipe import Recipe, parse_recipe
+from teddy_ray.recipe import Recipe
+from teddy_ray.recipe_file import parse_recipe
 from teddy_ray.stages import statistics as stage
 from teddy_ray.stages.pool import load_members
 from teddy_ray.stages.session import Session
