@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from teddy_ray.moments import Moments
-from teddy_ray.plan import CLASSES_PER_FILE, DataFacts, Plan
+from teddy_ray.plan import CLASSES_PER_FILE, Plan
+from teddy_ray.pool_plan import DataFacts
 from teddy_ray.recipe_file import parse_recipe
 from teddy_ray.statistics import Layout
 from teddy_ray.storage import Storage

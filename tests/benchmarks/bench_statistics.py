@@ -38,7 +38,7 @@ from teddy_ray.progress import Progress
 from teddy_ray.recipe import Recipe
 from teddy_ray.recipe_file import parse_recipe
 from teddy_ray.stages import statistics as stage
-from teddy_ray.stages.pool import load_members
+from teddy_ray.members import load_members
 from teddy_ray.stages.session import Session
 from teddy_ray.statistics import Measurer
 
