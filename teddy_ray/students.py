@@ -70,6 +70,7 @@ def train_student(
         learning_rate=evaluation.learning_rate,
         weight_decay=evaluation.weight_decay,
         temperature=temperature,
+        seed=seed,
         on_epoch=on_epoch,
     )
     return accuracy(model, from_pixels(test[0], device), torch.from_numpy(test[1]).to(device))

@@ -50,6 +50,23 @@ def test_one_step_equals_adamw_by_hand(temperature):
         np.testing.assert_allclose(parameter.detach(), expected, rtol=1e-10)
 
 
+def test_dropout_follows_the_seed_and_not_what_was_drawn_before():
+    x, t = torch.rand(8, 6, generator=torch.Generator().manual_seed(0)), torch.eye(4).repeat(2, 1)
+
+    def trained(seed, before):
+        torch.manual_seed(before)
+        model = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 4))
+        nn.init.ones_(model[1].weight), nn.init.zeros_(model[1].bias)
+        expected = torch.get_rng_state()
+        batch = {"epochs": 3, "steps_per_epoch": 1, "learning_rate": 0.1, "weight_decay": 0.0}
+        fit(model, lambda epoch: [(x, t)], seed=seed, **batch)
+        assert torch.equal(torch.get_rng_state(), expected)
+        return model[1].weight.detach()
+
+    assert torch.equal(trained(5, before=1), trained(5, before=2))
+    assert not torch.equal(trained(5, before=1), trained(6, before=1))
+
+
 @pytest.mark.parametrize("warmup_epochs", [0, 2])
 def test_learning_rate_warms_up_and_falls_to_zero_on_a_cosine(warmup_epochs):
     # under a constant gradient Adam moves a parameter by the learning rate, so movements show the schedule
