@@ -105,23 +105,25 @@ def fit(
     Raises FloatingPointError naming the epoch where a loss is not finite.
     """
     model, optimiser = state.model, state.optimiser
+    gpus = {weight.device for weight in model.parameters() if weight.is_cuda}
     total, warmup = epochs * steps_per_epoch, warmup_epochs * steps_per_epoch
     for epoch in range(state.epoch + 1, epochs + 1):
         model.train()
-        torch.manual_seed(int(generator("training", *key, epoch, group.rank).integers(2**63)))
         losses = []
-        for step, (images, targets, size) in enumerate(batches(epoch), start=(epoch - 1) * steps_per_epoch):
-            for parameters in optimiser.param_groups:
-                parameters["lr"] = learning_rate * _warmup_cosine(step, total, warmup)
-            with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-                logits = model(images)
-            loss = functional.cross_entropy(logits.to(targets.dtype) / temperature, targets, reduction="sum")
-            loss = loss * (temperature**2 / size)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            group.sum_gradients(model)
-            optimiser.step()
-            losses.append(loss.detach())
+        with torch.random.fork_rng(devices=gpus):
+            torch.manual_seed(int(generator("training", *key, epoch, group.rank).integers(2**63)))
+            for step, (images, targets, size) in enumerate(batches(epoch), start=(epoch - 1) * steps_per_epoch):
+                for parameters in optimiser.param_groups:
+                    parameters["lr"] = learning_rate * _warmup_cosine(step, total, warmup)
+                with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+                    logits = model(images)
+                loss = functional.cross_entropy(logits.to(targets.dtype) / temperature, targets, reduction="sum")
+                loss = loss * (temperature**2 / size)
+                optimiser.zero_grad(set_to_none=True)
+                loss.backward()
+                group.sum_gradients(model)
+                optimiser.step()
+                losses.append(loss.detach())
         mean_loss = group.sum_number(float(torch.stack(losses).mean()))
         if not math.isfinite(mean_loss):
             raise FloatingPointError(f"the loss is not finite in epoch {epoch}; lower the learning rate")

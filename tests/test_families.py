@@ -126,11 +126,12 @@ def trained(request):
 @torch.no_grad()
 def test_frozen_copy_agrees_with_its_model(trained):
     model, x = trained
-    expected = model(x)
+    exact = copy.deepcopy(model).double()
+    reference = exact(x.double())
+    own = distance(model(x), reference)  # Inception's random weights lose more digits than others
     for kernels in {False, can_build()}:
-        assert distance(frozen_copy(model, kernels=kernels)(x), expected) < 1e-4
-    model, x = copy.deepcopy(model).double(), x.double()
-    assert distance(frozen_copy(model, torch.float64)(x), model(x)) < 1e-9
+        assert distance(frozen_copy(model, kernels=kernels)(x), reference) < max(1e-4, 3 * own)
+    assert distance(frozen_copy(exact, torch.float64)(x.double()), reference) < 1e-9
 
 
 def distance(x, reference):
