@@ -23,10 +23,10 @@ from teddy_ray.engine import inspect_machine
 from teddy_ray.errors import InputError, StageError
 from teddy_ray.frozen import frozen_copy
 from teddy_ray.kernels.build import can_build
+from teddy_ray.members import load_members
 from teddy_ray.randomness import uniforms
 from teddy_ray.sources import Source
 from teddy_ray.stages import statistics
-from teddy_ray.members import load_members
 from teddy_ray.stages.session import Session
 from teddy_ray.statistics import Measurer
 from teddy_ray.storage import Storage

@@ -32,13 +32,13 @@ from teddy_ray.augment import apply_boxes
 from teddy_ray.decoding import Batch, Decoder
 from teddy_ray.engine import inspect_machine
 from teddy_ray.flow import prepare
+from teddy_ray.members import load_members
 from teddy_ray.models import build
 from teddy_ray.pixels import from_pixels
 from teddy_ray.progress import Progress
 from teddy_ray.recipe import Recipe
 from teddy_ray.recipe_file import parse_recipe
 from teddy_ray.stages import statistics as stage
-from teddy_ray.members import load_members
 from teddy_ray.stages.session import Session
 from teddy_ray.statistics import Measurer
 
