@@ -5,7 +5,7 @@ A view is a pure function of (seed, set, image id, view), so only labels are sto
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +48,18 @@ def soft_labels(models: Sequence[nn.Module], views: Tensor, temperature: float) 
 
 
 def label_views(
-    models: Sequence[nn.Module], images: Tensor, boxes: Boxes, temperature: float
+    models: Sequence[nn.Module],
+    images: Tensor,
+    boxes: Boxes,
+    temperature: float,
+    on_view: Callable[[int], None] = lambda num_done: None,
 ) -> npt.NDArray[np.float16]:
-    """Labels of every view of a batch. images: (n c h w); boxes: (n views 5). Returns (n views classes) float16."""
-    labels = [soft_labels(models, apply_boxes(images, boxes[:, view]), temperature) for view in range(boxes.shape[1])]
+    """Labels of every view of a batch. images: (n c h w); boxes: (n views 5). Returns (n views classes) float16.
+
+    on_view: told after each view how many are labelled.
+    """
+    labels = []
+    for view in range(boxes.shape[1]):
+        labels.append(soft_labels(models, apply_boxes(images, boxes[:, view]), temperature))
+        on_view(view + 1)
     return torch.stack(labels, 1).half().cpu().numpy()

@@ -98,8 +98,14 @@ class Labeller:
         for first in range(shard.rows.start, shard.rows.stop, part.batch_size):
             rows = range(first, min(first + part.batch_size, shard.rows.stop))
             x = from_pixels(pixels[first - shard.rows.start :][: len(rows)], self._device)
-            soft.append(label_views(self._models, x, views.boxes(plan.image_ids(rows)), part.temperature))
-            self._poster(shard.name, (rows.stop - shard.rows.start) / len(shard.rows), f"{rows.stop} images")
+            done = first - shard.rows.start
+
+            def report(num_views: int, done: int = done, num: int = len(rows)) -> None:
+                share = (done + num * num_views / part.views) / len(shard.rows)
+                self._poster(shard.name, share, f"{done} images")
+
+            boxes = views.boxes(plan.image_ids(rows))
+            soft.append(label_views(self._models, x, boxes, part.temperature, report))
         rows = shard.rows
         labelled = LabelledImages(
             ids=plan.image_ids(rows),
