@@ -61,11 +61,11 @@ def write_images(path: Path, num: int) -> None:
     pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=5000)
 
 
-def recipe_of(data: str, storage: Path, pool: str, num_images: int, workers: int, members: int = 4) -> Recipe:
-    """So many of the pool's four members on the first so many images of each class."""
-    architectures = POOLS[pool]
-    each = 4 // len(architectures)
-    snapshots = list(range(1, (1 if members == 1 else each) + 1))
+def recipe_of(
+    data: str, storage: Path, architectures: list[str], num_images: int, workers: int, members: int
+) -> Recipe:
+    """A pool of so many members on so many images, as many of each class."""
+    snapshots = list(range(1, members // len(architectures) + 1))
     return parse_recipe(
         {
             "name": "statistics",
@@ -76,7 +76,7 @@ def recipe_of(data: str, storage: Path, pool: str, num_images: int, workers: int
                 "validation": 0.0002,
                 "limit_per_class": num_images // NUM_CLASSES,
             },
-            "pool": {"architectures": architectures[: max(1, members // each)], "snapshots": snapshots},
+            "pool": {"architectures": architectures, "snapshots": snapshots},
             "statistics": {"num_workers": workers},
             "evaluation": {"controls": []},
         }
@@ -147,10 +147,10 @@ def forward_rate(session: Session, measurer: Measurer, batches: list[Batch]) -> 
 
 def measure_rates(data: str, folder: Path, pool: str, num_images: int, workers: int, rounds: int) -> None:
     """Prints a row."""
-    session = session_of(recipe_of(data, folder, pool, num_images, workers))
+    session = session_of(recipe_of(data, folder, POOLS[pool], num_images, workers, 4))
     singles = [
-        session_of(recipe_of(data, folder / f"single-{index}", name, num_images, workers, members=1))
-        for index, name in enumerate(["convnet"] * 4 if pool == "convnet" else ["convnet", "convnet", "mixed", "mixed"])
+        session_of(recipe_of(data, folder / f"single-{index}", [member.base.architecture], num_images, workers, 1))
+        for index, member in enumerate(session.plan.members)
     ]
     cpu = device.prepare(1, 0)
     models = load_members(session.plan, session.storage, session.plan.members)
@@ -204,7 +204,7 @@ def measure_memory(data: str, folder: Path, pool: str, workers: int) -> None:
     peaks = []
     for num_images in (FEW, MANY):
         with Watch() as watch:
-            run_stage(session_of(recipe_of(data, folder, pool, num_images, workers)))
+            run_stage(session_of(recipe_of(data, folder, POOLS[pool], num_images, workers, 4)))
         peaks.append(watch.peak_mb)
     few, many = peaks
     growth = f"{few:,.0f} MB at {FEW:,} images, {many:,.0f} MB at {MANY:,}: {many / few - 1:+.1%}"
