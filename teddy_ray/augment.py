@@ -5,11 +5,14 @@ Matrix products, unlike a gather, have a deterministic backward on every device.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from teddy_ray.randomness import uniforms
 from teddy_ray.recipe import Augmentation, Synthesis
 
 Array = npt.NDArray[np.float64]
@@ -20,6 +23,11 @@ Boxes = Array
 def draw_boxes(augmentation: Augmentation, random: np.random.Generator, num: int) -> Boxes:
     """Draw the views of `num` images. A longer draw starts with the shorter one."""
     return boxes_of(augmentation, random.random((num, 5)))
+
+
+def boxes_of_each(augmentation: Augmentation, keys: Iterable[tuple[str | int, ...]]) -> Boxes:
+    """One view for each key, and from it alone."""
+    return boxes_of(augmentation, uniforms(keys, 5))
 
 
 def boxes_of(augmentation: Augmentation, uniform: Array) -> Boxes:

@@ -138,7 +138,7 @@ class Plan:
 
     def chunks(self) -> Iterator[range]:
         """Rows of the training data, in its own order, that the statistics take at a time."""
-        return _blocks(sum(self.data.counts), self.chunk_size)
+        return blocks(sum(self.data.counts), self.chunk_size)
 
     def class_ranges(self) -> tuple[ClassRange, ...]:
         """The artifacts that hold the moments, in the order of the classes."""
@@ -146,7 +146,7 @@ class Plan:
             ClassRange(
                 classes, fingerprint("statistics", statistics=self.statistics, classes=[classes.start, classes.stop])
             )
-            for classes in _blocks(len(self.data.classes), CLASSES_PER_FILE)
+            for classes in blocks(len(self.data.classes), CLASSES_PER_FILE)
         )
 
     @property
@@ -168,8 +168,8 @@ class Plan:
         fields["scope"] = self.recipe.statistics.scope
         if self.recipe.statistics.scope == "blend":
             fields["blend"] = self.recipe.statistics.blend
-        for slots in _blocks(synthesis.images_per_class, synthesis.slots_per_unit):
-            for classes in _blocks(len(self.data.classes), synthesis.classes_per_unit):
+        for slots in blocks(synthesis.images_per_class, synthesis.slots_per_unit):
+            for classes in blocks(len(self.data.classes), synthesis.classes_per_unit):
                 yield Unit(
                     classes,
                     slots,
@@ -211,7 +211,7 @@ class Plan:
         """The files of a labelled set, in the order of its rows."""
         return tuple(
             Shard(images.name, rows, fingerprint("labels", labelled=images.labelled, rows=[rows.start, rows.stop]))
-            for rows in _blocks(self.num_images, self.recipe.labels.images_per_file)
+            for rows in blocks(self.num_images, self.recipe.labels.images_per_file)
         )
 
     def image_ids(self, rows: range) -> list[str]:
@@ -314,6 +314,8 @@ class Plan:
         return self.num_images * self.recipe.labels.views * len(self.data.classes) * 2
 
 
-def _blocks(total: int, size: int) -> Iterator[range]:
-    for first in range(0, total, size):
-        yield range(first, min(first + size, total))
+def blocks(total: int | range, size: int) -> Iterator[range]:
+    """Neighbouring numbers, from 0 or of a range, so many at a time."""
+    numbers = range(total) if isinstance(total, int) else total
+    for first in range(0, len(numbers), size):
+        yield numbers[first : first + size]

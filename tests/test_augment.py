@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from teddy_ray.augment import apply_boxes, boxes_of, draw_boxes, views_of_step
+from teddy_ray.augment import apply_boxes, boxes_of, boxes_of_each, draw_boxes, views_of_step
 from teddy_ray.randomness import generator, uniforms
 from teddy_ray.recipe import Augmentation, Curriculum, Synthesis
 
@@ -256,3 +256,13 @@ def test_uniforms_follow_their_own_key_and_are_uniform():
     assert (abs(counts - 400) < 5 * 400**0.5).all()
     assert abs(np.corrcoef(drawn.T) - np.eye(5)).max() < 0.07
     assert np.array_equal(boxes_of(Augmentation(), drawn[:3]), boxes_of(Augmentation(), drawn)[:3])
+
+
+def test_the_view_of_an_image_follows_from_its_key_alone():
+    keys = [("statistics", 0, f"image {row}") for row in range(57)]
+    whole = boxes_of_each(Augmentation(), keys)
+    assert len({row.tobytes() for row in whole}) == 57
+    some = [50, 3, 17]
+    assert np.array_equal(boxes_of_each(Augmentation(), [keys[row] for row in some]), whole[some])
+    other = boxes_of_each(Augmentation(), [("statistics", 1, image_id) for _, _, image_id in keys])
+    assert not np.isclose(other[:, :4], whole[:, :4]).all(1).any()

@@ -46,7 +46,7 @@ FLOORS = (
         "taps",
         "training",
     },
-    {"storage", "checkpoints", "weights", "stored_moments", "sources", "decoding", "dataset", "members", "given"},
+    {"storage", "checkpoints", "weights", "stored_moments", "sources", "dataset", "members", "given"},
     {"stages"},
     {"summary", "tables", "card", "report", "publication", "flow", "cli"},
 )

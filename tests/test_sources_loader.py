@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -44,6 +45,7 @@ def test_kept_or_not_the_pixels_are_the_same(images, keeps, monkeypatch):
             np.testing.assert_array_equal(loader.read(index), expected[index])
         for index, pixels in zip(INDICES, loader.ahead(INDICES), strict=True):
             np.testing.assert_array_equal(pixels, expected[index])
+        assert loader.num_decoded == (len(images) if keeps else 2 * sum(map(len, INDICES)))
 
 
 def test_a_set_that_fits_is_decoded_once_and_another_as_often_as_it_is_read(images, decoded):
@@ -65,36 +67,28 @@ def test_several_threads_decode_a_set_that_fits_once(images, decoded):
     assert decoded() == len(images)
 
 
-class Slow(Loader):
-    """Notes what is read, and waits before the second read for leave to go on."""
-
-    def __init__(self, images):
-        super().__init__(images, 10**9, 1)
-        self.started, self.leave = [], threading.Event()
-
-    def read(self, index):
-        self.started.append(int(index[0]))
-        if len(self.started) == 2:
-            self.leave.wait(10)
-        return super().read(index)
-
-
-def test_the_next_batch_is_read_while_the_caller_has_the_last(images):
-    with Slow(images) as loader:
-        batches = loader.ahead([np.array([i]) for i in range(4)])
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_batches_are_decoded_ahead_by_as_many_as_there_are_threads(images, num_threads, monkeypatch):
+    started, read = [], type(images).read
+    monkeypatch.setattr(
+        type(images), "read", lambda self, index, threads=None: (started.append(int(index[0])), read(self, index))[1]
+    )
+    with Loader(images, 0, num_threads) as loader:
+        batches = loader.ahead([np.array([i]) for i in range(8)])
         next(batches)
-        for _ in range(1000):
-            if len(loader.started) == 2:
-                break
-            threading.Event().wait(0.01)
-        assert loader.started == [0, 1]  # the second one in the background, and no third one
-        loader.leave.set()
-        assert len(list(batches)) == 3
+        deadline = time.monotonic() + 10
+        while len(started) <= num_threads and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert sorted(started) == list(range(num_threads + 1))
+        assert len(list(batches)) == 7
+        assert loader.num_decoded == 8
 
 
-def test_a_caller_that_stops_early_leaves_no_thread(images):
+@pytest.mark.parametrize("max_bytes", [0, 10**9])
+def test_a_caller_that_stops_early_leaves_no_thread(images, max_bytes):
     before = threading.active_count()
-    with Loader(images, 10**9, 2) as loader:
+    with Loader(images, max_bytes, 2) as loader:
         batches = loader.ahead(itertools.cycle(INDICES[:3]))
         next(batches)
         batches.close()

@@ -190,9 +190,9 @@ ITEM = {"fingerprint": np.array(["some"]), "start": np.array([50]), "stop": np.a
 
 def test_chunk_done_again_is_left_as_it_is(worker: statistics._Worker) -> None:
     first = worker(ITEM)
-    assert (first["num_images"][0], worker._decoder.num_decoded) == (25, 25)
+    assert (first["num_images"][0], worker._loader.num_decoded) == (25, 25)
     assert worker(ITEM)["num_images"][0] == 25
-    assert worker._decoder.num_decoded == 25
+    assert worker._loader.num_decoded == 25
 
 
 def test_plain_view_is_the_image_as_it_is(finished: Run, tmp_path: Path) -> None:

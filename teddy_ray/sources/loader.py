@@ -1,4 +1,4 @@
-"""Images for training loops: kept in memory where they fit, and batches made ready ahead of their use."""
+"""Images for loops over a data set: kept in memory where they fit, and batches made ready ahead of their use."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Loader:
-    """Reads images by position, with threads.
+    """Reads images by position, with threads. num_decoded: images so far.
 
     A set that takes no more than `max_bytes` as 8-bit pixels is decoded whole at the first use and kept; of a larger
     one every call decodes what it is asked for. The pixels are the same. Close it, or use it in a with statement.
     """
 
     def __init__(self, images: Images, max_bytes: int, num_threads: int) -> None:
-        self._images = images
-        self._threads = ThreadPoolExecutor(num_threads)
+        self.images, self.num_decoded = images, 0
+        self._num_threads, self._threads = num_threads, ThreadPoolExecutor(num_threads, thread_name_prefix="loader")
         self._lock = threading.Lock()
         self._kept: Pixels | None = None
         self.num_bytes = len(images) * images.channels * images.image_size**2
@@ -45,25 +45,36 @@ class Loader:
     def read(self, index: Index) -> Pixels:
         """(n c h w) uint8. Raises InputError naming an image that cannot be decoded."""
         if not self.keeps:
-            return self._images.read(index, self._threads)
+            return self._decode(index, self._threads)
         with self._lock:
             if self._kept is None:
-                self._kept = self._images.read(threads=self._threads)
+                self._kept = self.images.read(threads=self._threads)
+                self.num_decoded += len(self.images)
         return self._kept[index]
 
-    def ahead(self, indices: Iterable[Index], depth: int = 1) -> Iterator[Pixels]:
-        """`read` of each index in order; a background thread reads the next `depth` ones meanwhile.
+    def ahead(self, indices: Iterable[Index]) -> Iterator[Pixels]:
+        """`read` of each index in order, each decoded by one thread while the caller works on those before.
 
-        Indices are taken in the caller's thread, `depth` ahead. What a read raises comes where its batch would have.
+        No more batches wait than there are threads. Indices are taken in the caller's thread. What a read raises comes
+        where its batch would have.
         """
+        if self.keeps:
+            yield from map(self.read, indices)
+            return
         waiting: deque[Future[Pixels]] = deque()
-        background = ThreadPoolExecutor(1)
         try:
             for index in indices:
-                waiting.append(background.submit(self.read, index))
-                if len(waiting) > depth:
+                waiting.append(self._threads.submit(self._decode, index))
+                if len(waiting) > self._num_threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
         finally:
-            background.shutdown(cancel_futures=True)
+            for future in waiting:
+                future.cancel()
+
+    def _decode(self, index: Index, threads: ThreadPoolExecutor | None = None) -> Pixels:
+        pixels = self.images.read(index, threads)
+        with self._lock:
+            self.num_decoded += len(pixels)
+        return pixels

@@ -26,8 +26,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError, UserCodeException
 from torch import Tensor
 
-from teddy_ray.augment import apply_boxes
-from teddy_ray.decoding import Batch, Decoder
+from teddy_ray.augment import apply_boxes, boxes_of_each
 from teddy_ray.device import environment, is_out_of_memory, keep_freed_memory, prepare
 from teddy_ray.engine import Machine, check_machine, choose_kernels
 from teddy_ray.errors import InputError, StageError
@@ -35,9 +34,11 @@ from teddy_ray.fingerprints import fingerprint
 from teddy_ray.members import load_members
 from teddy_ray.moments import Moments
 from teddy_ray.pixels import from_pixels
-from teddy_ray.plan import Plan
+from teddy_ray.plan import Plan, blocks
+from teddy_ray.recipe import Recipe
 from teddy_ray.recipe import Statistics as StatisticsPart
 from teddy_ray.sources import Source
+from teddy_ray.sources.loader import Loader
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import own_error
 from teddy_ray.stages.executor import result_of
@@ -234,16 +235,14 @@ class _Worker:
         return Measurer(models, self._device, kernels=self._kernels)
 
     @cached_property
-    def _decoder(self) -> Decoder:
-        recipe = self._plan.recipe
-        augmentation = recipe.synthesis.augmentation if recipe.statistics.view == "augmented" else None
-        return Decoder(ray.get(self._source).train, ("statistics", recipe.seed), augmentation)
+    def _loader(self) -> Loader:
+        return Loader(ray.get(self._source).train, max_bytes=0, num_threads=self._plan.recipe.statistics.decoders)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         chunk = Chunk(range(int(batch["start"][0]), int(batch["stop"][0])), str(batch["fingerprint"][0]))
         began, error = time.time(), b""
         try:
-            self._measurer, self._decoder  # noqa: B018  # loaded before the clock starts
+            self._measurer, self._loader  # noqa: B018  # loaded before the clock starts
             began = time.time()
             if not self._storage.has("chunk", chunk.fingerprint):  # by a worker that was given up too early
                 self._publish(chunk)
@@ -259,8 +258,8 @@ class _Worker:
         return {name: np.array([value], dtype=object) for name, value in row.items()}
 
     def _publish(self, chunk: Chunk) -> None:
-        started, decoded = time.monotonic(), self._decoder.num_decoded
-        labels = self._decoder.images.labels[chunk.rows.start : chunk.rows.stop]
+        started, decoded = time.monotonic(), self._loader.num_decoded
+        labels = self._loader.images.labels[chunk.rows.start : chunk.rows.stop]
         classes, rows = (torch.from_numpy(values) for values in np.unique(labels, return_inverse=True))
         try:
             moments, layout = self._measurer.measure(self._batches(chunk, rows.to(self._device)), len(classes))
@@ -278,7 +277,7 @@ class _Worker:
             draft.facts = {
                 "name": chunk.name,
                 "layout": layout.members,
-                "num_decoded": self._decoder.num_decoded - decoded,
+                "num_decoded": self._loader.num_decoded - decoded,
                 "device": environment(self._device, kernels=self._kernels)["device"],
                 "pid": os.getpid(),
                 "seconds": time.monotonic() - started,
@@ -286,17 +285,21 @@ class _Worker:
 
     def _batches(self, chunk: Chunk, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """On the device, as the members are to see them. labels: of the chunk's rows."""
-        part, started = self._plan.recipe.statistics, time.monotonic()
-        for batch in self._decoder.batches(chunk.rows, part.batch_size, part.decoders):
-            first, stop = batch.rows.start - chunk.rows.start, batch.rows.stop - chunk.rows.start
-            yield _views(batch, self._device), labels[first:stop]
-            rate = stop / (time.monotonic() - started)
-            self._poster(chunk.name, stop / len(chunk.rows), images_per_s=rate)
+        started, done = time.monotonic(), 0
+        batches = [np.array(rows) for rows in blocks(chunk.rows, self._plan.recipe.statistics.batch_size)]
+        for rows, pixels in zip(batches, self._loader.ahead(batches), strict=True):
+            ids = [self._loader.images.ids[row] for row in rows]
+            yield views_of(self._plan.recipe, ids, from_pixels(pixels, self._device)), labels[done : done + len(rows)]
+            done += len(rows)
+            self._poster(chunk.name, done / len(chunk.rows), images_per_s=done / (time.monotonic() - started))
 
 
-def _views(batch: Batch, device: torch.device) -> Tensor:
-    x = from_pixels(batch.pixels, device)
-    return x if batch.boxes is None else apply_boxes(x, batch.boxes)
+def views_of(recipe: Recipe, ids: Sequence[str], images: Tensor) -> Tensor:
+    """What is measured of images (n c h w): themselves, or the one view of each that its id draws."""
+    if recipe.statistics.view == "plain":
+        return images
+    keys = (("statistics", recipe.seed, image_id) for image_id in ids)
+    return apply_boxes(images, boxes_of_each(recipe.synthesis.augmentation, keys))
 
 
 # -- merging -----------------------------------------------------------------------------------------------------------

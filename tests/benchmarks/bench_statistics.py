@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
@@ -28,16 +29,16 @@ from PIL import Image
 from torch import nn
 
 from teddy_ray import device
-from teddy_ray.augment import apply_boxes
-from teddy_ray.decoding import Batch, Decoder
 from teddy_ray.engine import inspect_machine
 from teddy_ray.flow import prepare
-from teddy_ray.members import load_members
+from teddy_ray.members import load_members, publish_member
 from teddy_ray.models import build
 from teddy_ray.pixels import from_pixels
+from teddy_ray.plan import blocks
 from teddy_ray.progress import Progress
 from teddy_ray.recipe import Recipe
 from teddy_ray.recipe_file import parse_recipe
+from teddy_ray.sources.loader import Loader
 from teddy_ray.stages import statistics as stage
 from teddy_ray.stages.session import Session
 from teddy_ray.statistics import Measurer
@@ -87,13 +88,10 @@ def session_of(recipe: Recipe) -> Session:
     """With an untrained pool published."""
     prepared = prepare(recipe)
     session = Session(prepared.plan, prepared.source, prepared.storage, Progress())
-    for base in session.plan.bases:
-        if session.storage.has("base", base.fingerprint):
-            continue
-        with session.storage.publish("base", base.fingerprint) as draft:
-            for member in session.plan.members:
-                if member.base == base:
-                    draft.write_tensors(member.file, untrained(base.architecture, member.epoch).state_dict())
+    for member in session.plan.members:
+        if not session.storage.has("member", member.fingerprint):
+            model = untrained(member.architecture, member.epoch)
+            publish_member(session.storage, session.plan, member, model, accuracy=0.0, check_accuracy=0.0, facts={})
     return session
 
 
@@ -116,29 +114,24 @@ def run_stage(session: Session) -> dict[str, Any]:
     return dict(session.storage.open("statistics", session.plan.statistics).manifest)
 
 
-def decoder_of(session: Session) -> Decoder:
-    """As a worker has it."""
-    recipe = session.recipe
-    return Decoder(session.source.train, ("statistics", recipe.seed), recipe.synthesis.augmentation)
-
-
-def decode_rate(session: Session) -> tuple[float, list[Batch]]:
+def decode_rate(session: Session) -> tuple[float, list[npt.NDArray[np.uint8]]]:
     """Images per second of one decoding thread, and the batches."""
-    rows, part = range(len(session.source.train)), session.recipe.statistics
+    images = session.source.train
     started = time.perf_counter()
-    batches = list(decoder_of(session).batches(rows, part.batch_size, threads=1))
-    return len(rows) / (time.perf_counter() - started), batches
+    with Loader(images, max_bytes=0, num_threads=1) as loader:
+        batches = list(loader.ahead(map(np.array, blocks(len(images), session.recipe.statistics.batch_size))))
+    return len(images) / (time.perf_counter() - started), batches
 
 
-def forward_rate(session: Session, measurer: Measurer, batches: list[Batch]) -> float:
+def forward_rate(session: Session, measurer: Measurer, batches: list[npt.NDArray[np.uint8]]) -> float:
     """Images per second of forward passes and moments of all members on decoded images."""
-    cpu, labels = torch.device("cpu"), torch.from_numpy(session.source.train.labels)
+    cpu, labels, ids = torch.device("cpu"), torch.from_numpy(session.source.train.labels), session.source.train.ids
 
     def stream() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        done = 0
         for batch in batches:
-            assert batch.boxes is not None
-            views = apply_boxes(from_pixels(batch.pixels, cpu), batch.boxes)
-            yield views, labels[batch.rows.start : batch.rows.stop]
+            rows = slice(done, done := done + len(batch))
+            yield stage.views_of(session.recipe, ids[rows], from_pixels(batch, cpu)), labels[rows]
 
     started = time.perf_counter()
     measurer.measure(stream(), NUM_CLASSES)
@@ -149,7 +142,7 @@ def measure_rates(data: str, folder: Path, pool: str, num_images: int, workers: 
     """Prints a row."""
     session = session_of(recipe_of(data, folder, POOLS[pool], num_images, workers, 4))
     singles = [
-        session_of(recipe_of(data, folder / f"single-{index}", [member.base.architecture], num_images, workers, 1))
+        session_of(recipe_of(data, folder / f"single-{index}", [member.architecture], num_images, workers, 1))
         for index, member in enumerate(session.plan.members)
     ]
     cpu = device.prepare(1, 0)
