@@ -28,8 +28,9 @@ VERSIONS = {
 }
 """Raise a number when the algorithm behind it changes its bytes: nothing old is reused then."""
 
-CHUNKS, MIN_CHUNK = 64, 250
-"""chunk_size: auto makes so many of the data, each of so many images at least."""
+CHUNKS, MIN_CHUNK = 64, 1000
+"""chunk_size: auto makes so many of the data, each of so many images at least: a chunk begins with a batch that
+nobody decoded ahead."""
 
 CLASSES_PER_FILE = 10
 """Classes whose moments lie in one file, of all members."""
