@@ -16,8 +16,9 @@ from teddy_ray.fingerprints import fingerprint
 from teddy_ray.pool_plan import DataFacts, Given, Member, PoolPlan
 from teddy_ray.recipe import Recipe, result_fields
 
-CHUNKS, MIN_CHUNK = 64, 250
-"""chunk_size: auto makes so many of the data, each of so many images at least."""
+CHUNKS, MIN_CHUNK = 64, 1000
+"""chunk_size: auto makes so many of the data, each of so many images at least: a chunk begins with a batch that
+nobody decoded ahead."""
 
 CLASSES_PER_FILE = 10
 """Classes whose moments lie in one file, of all members."""

@@ -174,7 +174,7 @@ class Statistics(Placed):
     """augmented: one draw of `synthesis.augmentation` per image; plain: the images as they are."""
     chunk_size: Result[Count | Literal["auto"]] = "auto"
     """Images per chunk: what one worker measures at a time and what is lost with it. Chunks follow the data's own
-    order. auto: a 64th of the data in whole batches, 250 at least. Data in random order needs storage, until it is
+    order. auto: a 64th of the data in whole batches, 1,000 at least. Data in random order needs storage, until it is
     merged, for the moments of nearly all classes per chunk."""
     batch_size: Result[Count] = 100
     """Images per forward pass."""

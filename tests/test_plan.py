@@ -333,11 +333,11 @@ def with_counts(*counts):
 @pytest.mark.parametrize(
     ("num_images", "batch_size", "expected"),
     [
-        (1293, 100, 300),  # 250 at least
-        (45_000, 100, 800),  # a 64th
+        (1293, 100, 1000),  # at least
+        (90_000, 100, 1500),  # a 64th
         (1_281_167, 100, 20_100),
         (1_281_167, 64, 20_032),
-        (10, 7, 252),
+        (10, 7, 1001),
     ],
 )
 def test_size_of_a_chunk_is_a_64th_of_the_data_in_whole_batches(num_images, batch_size, expected):
@@ -350,9 +350,9 @@ def test_size_of_a_chunk_is_a_64th_of_the_data_in_whole_batches(num_images, batc
 
 def test_size_of_a_chunk_may_be_asked_for_and_counts_the_same_either_way():
     base = change(DIGITS, "statistics.batch_size", 100)
-    facts = with_counts(45_000)
+    facts = with_counts(90_000)
     assert Plan(change(base, "statistics.chunk_size", 33), facts).chunk_size == 33
-    automatic, explicit = Plan(base, facts), Plan(change(base, "statistics.chunk_size", 800), facts)
+    automatic, explicit = Plan(base, facts), Plan(change(base, "statistics.chunk_size", 1500), facts)
     assert automatic.statistics == explicit.statistics
 
 

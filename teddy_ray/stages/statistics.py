@@ -155,9 +155,9 @@ def _take(session: Session, chunks: Sequence[Chunk], machine: Machine, kernels: 
             "kernels": kernels,
             "poster": session.board.poster(),
         },
-        # one chunk each, so that a lost worker costs no other one, and none waits while another worker is free
+        # one in hand and one that waits: none idles between two, and few are left to one worker in the end
         compute=ray.data.ActorPoolStrategy(
-            size=session.workers(part, at_most=len(missing)), max_tasks_in_flight_per_actor=1
+            size=session.workers(part, at_most=len(missing)), max_tasks_in_flight_per_actor=2
         ),
         # half a CPU per thread: a pool that takes every CPU hangs (ray issue 44687)
         num_cpus=0.5 * part.threads,
