@@ -24,7 +24,7 @@ class Checkpoint:
     """
 
     def __init__(self, storage: Storage, stage: str, fingerprint: str, environment: Mapping[str, Any]) -> None:
-        self._storage, self._path = storage, f"artifacts/.checkpoints/{stage}/{fingerprint}.safetensors"
+        self._storage, self._path = storage, _path(stage, fingerprint)
         self._environment = json.dumps(environment, sort_keys=True)
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
@@ -49,6 +49,18 @@ class Checkpoint:
     def drop(self) -> None:
         """The work is finished."""
         self._storage.delete_file(self._path)
+
+
+def saved_digest(storage: Storage, stage: str, fingerprint: str) -> str | None:
+    """What tells a checkpoint from an earlier one, None where there is none."""
+    try:
+        return storage.read(_path(stage, fingerprint), DIGEST).decode()
+    except FileNotFoundError:
+        return None
+
+
+def _path(stage: str, fingerprint: str) -> str:
+    return f"artifacts/.checkpoints/{stage}/{fingerprint}.safetensors"
 
 
 def _encode(text: str) -> Tensor:

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for signal_number in (signal.SIGINT, signal.SIGTERM):  # SIGTERM is how a job is stopped
         signal.signal(signal_number, _interrupt)
     if os.getcwd() not in sys.path:  # a recipe may name functions of modules that lie here; Ray's workers look too
-        sys.path.insert(0, os.getcwd())
+        sys.path.append(os.getcwd())
     try:
         arguments.run(arguments)
     except InputError as error:

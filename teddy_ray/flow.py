@@ -72,8 +72,8 @@ def distill(recipe: Recipe, progress: Progress) -> Summary:
         with contextlib.closing(Session(plan, prepared.source, storage, progress)) as session:
             progress.say(f"pool       {plan.pool_plan.generation}: {plan.pool_plan.generation_reason}")
             if prepared.given is not None and "pool" in missing:
-                prepared.given.publish(plan, storage)
-            if "pool" not in missing and {"statistics", "synthesis", "labels"} & set(missing):
+                prepared.given.publish(plan, prepared.source.validation, storage)
+            if missing and "pool" not in missing:
                 _run(session, "pool", "check")  # what goes on from old members has to know that they are the same
             for stage, fingerprint in plan.stages().items():
                 if stage in missing:

@@ -29,7 +29,7 @@ class DataFacts:
 class Given:
     """What planning needs of `pool.base`: the hash of its weights, and how often it is right on validation images.
 
-    accuracy: None where nobody has to know it: it decides nothing but `generation: auto`.
+    accuracy: None where nobody has asked: it decides `generation: auto` alone.
     """
 
     weights: str
@@ -40,8 +40,8 @@ class Given:
 class Member:
     """A model with weights of its own: of the pool, or one that a training starts from.
 
-    seed: of its last training. ratio: share of channels pruned from it. epoch: after which it was kept; 0 for a model
-    that was given.
+    seed: of its last training; of a fine-tuning, its place among the ratios. ratio: share of channels pruned from it.
+    epoch: after which it was kept; 0 for a model that was given.
     """
 
     name: str
@@ -162,14 +162,14 @@ class PoolPlan:
             return ()
         pool, post = self.recipe.pool, self.recipe.pool.post
         if self.given_base is not None:
-            trained = [(f"{self.given_base.name}/seed{seed}", seed, self.given_base) for seed in pool.seeds]
+            trained = [(f"{self.given_base.name}/seed{seed}", self.given_base) for seed in pool.seeds]
         else:
-            trained = [(base.name, base.seed, base.members[-1]) for base in self.bases]
+            trained = [(base.name, base.members[-1]) for base in self.bases]
         return tuple(
             self._training(
                 name=f"{name}/pruned{place}-{ratio:g}",
                 architecture=base.architecture,
-                seed=seed * len(post.ratios) + place,
+                seed=place,
                 start=base,
                 ratio=ratio,
                 learning_rate=post.learning_rate,
@@ -177,7 +177,7 @@ class PoolPlan:
                 epochs=(post.epochs,),
                 recalibrate=pool.recalibrate,
             )
-            for name, seed, base in trained
+            for name, base in trained
             for place, ratio in enumerate(post.ratios)
         )
 
@@ -197,6 +197,7 @@ class PoolPlan:
         pool = self.recipe.pool
         identity = fingerprint(
             "training",
+            name=name,  # which all draws follow
             architecture=architecture,
             code=self.code.get(architecture),
             seed=seed,

@@ -38,6 +38,17 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The file system of a path, or of a URI that pyarrow.fs opens, and the path in it.
+
+    Raises ValueError, OSError or ArrowNotImplementedError where there is none.
+    """
+    if "://" in uri:
+        fs, path = pafs.FileSystem.from_uri(uri)
+        return fs, path
+    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+
+
 @dataclass(frozen=True)
 class Artifact:
     """A published artifact. manifest["files"] holds size and SHA-256 of each file, the rest is the stage's own."""
@@ -93,10 +104,7 @@ class Storage:
         self.uri = uri
         self.session = uuid.uuid4().hex
         try:
-            if "://" in uri:
-                self.fs, self.root = pafs.FileSystem.from_uri(uri)
-            else:
-                self.fs, self.root = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+            self.fs, self.root = open_uri(uri)
         except (ValueError, OSError, pa.ArrowNotImplementedError) as error:
             raise InputError(
                 [Problem("storage", uri, f"give a path or a URI such as s3://bucket/folder ({error})")]
@@ -105,9 +113,10 @@ class Storage:
 
     # -- files -------------------------------------------------------------------------------------------------
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, num_bytes: int | None = None) -> bytes:
+        """The whole file, or its beginning."""
         with self.fs.open_input_stream(f"{self.root}/{path}") as stream:
-            data: bytes = stream.read()
+            data: bytes = stream.read(num_bytes)
         return data
 
     def write(self, path: str, data: bytes) -> None:

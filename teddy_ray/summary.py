@@ -80,7 +80,7 @@ def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary
             for stage, (amount, _) in plan.work().items()
             if manifests[stage]["worker_seconds"] > 0
         },
-        generation=manifests["pool"]["generation"],
+        generation={"chosen": plan.pool_plan.generation, "reason": plan.pool_plan.generation_reason},
         pool=manifests["pool"]["members"],
         versions=synthesis["versions"],
         device=synthesis["device"],

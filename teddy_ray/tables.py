@@ -18,6 +18,12 @@ TITLES = {
 }
 
 
+TOO_MANY_TO_KEEP = (
+    "pool: {:,} bytes of training images are more than pool.keep_bytes and are decoded anew in each epoch; "
+    "from Parquet that reads a row group for each image: raise it, or use class folders"
+)
+
+
 def title(row: str) -> str:
     """What a row of the table is called, such as `distilled (student resnet18)`."""
     name, _, student = row.partition("/")
@@ -128,6 +134,7 @@ def plan_table(plan: Plan, storage: Storage) -> str:
             f"labels: {plan.label_bytes:,} bytes before compression",
             f"memory per worker: {model_bytes(plan):,} bytes of weights (all members, unpruned), "
             f"{kept:,} bytes of training images in the pool stage",
+            *([] if kept else [TOO_MANY_TO_KEEP.format(train_bytes)]),
             f"students: {len(plan.students)}",
             "",
             _align([("stage", "fingerprint", "", "work", "time"), *rows]),

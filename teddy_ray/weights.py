@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import torch
 from torch import Tensor, nn
 
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.models import Classifier
+from teddy_ray.storage import open_uri
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Where training programs put the state_dict in what they save."""
@@ -95,10 +94,7 @@ def load_into(model: Classifier, weights: Weights, *, key: str, uri: str) -> Non
 
 def _read(uri: str, key: str) -> bytes:
     try:
-        if "://" in uri:
-            fs, path = pafs.FileSystem.from_uri(uri)
-        else:
-            fs, path = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+        fs, path = open_uri(uri)
         with fs.open_input_stream(path, compression=None) as stream:
             data: bytes = stream.read()
     except (ValueError, OSError, pa.ArrowNotImplementedError) as error:

@@ -13,7 +13,6 @@ from torch import nn
 from teddy_ray.data_parallel import Group, join_group
 from teddy_ray.training import Batch, State, fit
 
-CPU = torch.device("cpu")
 ROWS = np.arange(7)  # of which the first of two workers has one more
 
 
@@ -60,7 +59,7 @@ def weights_of(model):
 
 def test_two_workers_train_as_one_does():
     def work(rank):
-        last = fit_in(join_group(rank, 2, 2, CPU), a_model())
+        last = fit_in(join_group(rank, 2, 2, own_gpus=False), a_model())
         return weights_of(last.model), last.losses
 
     alone = fit_in(Group(), a_model())
@@ -75,7 +74,7 @@ def test_two_workers_train_as_one_does():
 
 def test_buffers_are_averaged_and_groups_keep_to_themselves():
     def work(rank):
-        group = join_group(rank, 4, 2, CPU)
+        group = join_group(rank, 4, 2, own_gpus=False)
         model = nn.BatchNorm1d(2)
         model.running_mean.fill_(float(rank))
         before = copy.deepcopy(model)
@@ -92,5 +91,5 @@ def test_buffers_are_averaged_and_groups_keep_to_themselves():
 
 
 def test_a_worker_alone_needs_no_process_group():
-    group = join_group(3, 4, 1, CPU)
+    group = join_group(3, 4, 1, own_gpus=False)
     assert (group.rank, group.size, list(group.part_of(ROWS)), group.sum_number(2.5)) == (0, 1, list(ROWS), 2.5)

@@ -77,7 +77,7 @@ def test_a_published_base_is_what_was_given_and_is_not_measured_again(
     first = prepared(tmp_path, tmp_path / "weights", classes=None)  # the file names them
     assert first.given is not None
     assert first.given.model is not None
-    first.given.publish(first.plan, first.storage)
+    first.given.publish(first.plan, first.source.validation, first.storage)
     base = first.plan.pool_plan.given_base
     assert base is not None
     published = load_member(first.plan, Storage(str(tmp_path)), base).state_dict()
@@ -93,6 +93,13 @@ def test_a_published_base_is_what_was_given_and_is_not_measured_again(
     assert again.plan.stages() == first.plan.stages()
     assert again.plan.given == first.plan.given
     assert again.given == replace(first.given, model=None)
+
+
+def test_without_auto_nobody_waits_for_a_measurement(models: dict[str, Classifier], tmp_path: Path) -> None:
+    save_weights(models["late"], tmp_path / "weights", "network")
+    found = prepared(tmp_path, tmp_path / "weights", "post")
+    assert found.plan.given is not None
+    assert found.plan.given.accuracy is None
 
 
 def test_other_weights_are_another_pool(models: dict[str, Classifier], tmp_path: Path) -> None:
@@ -114,9 +121,21 @@ def test_permuted_classes_are_named(models: dict[str, Classifier], tmp_path: Pat
     permuted = ["0", "1", "2", "4", "3", *"56789"]
     save_weights(models["late"], tmp_path / "weights", "network", permuted)
     text = refusal(tmp_path, tmp_path / "weights", classes=None)
-    assert text.startswith("pool.base.classes: found ['0', '1', '2', '4', '3'")
+    assert text.startswith("pool.base.weights: found ['0', '1', '2', '4', '3'")
     assert text.endswith("output 3 is '4', in the data '3'; output 4 is '3', in the data '4'")
-    assert refusal(tmp_path, tmp_path / "weights", classes=permuted) == text  # listed in the recipe, it is the same
+    assert refusal(tmp_path, tmp_path / "weights", classes="as_data") == text  # the file knows better
+
+
+def test_permuted_classes_are_named_where_the_base_is_published_already(
+    models: dict[str, Classifier], tmp_path: Path
+) -> None:
+    save_weights(models["late"], tmp_path / "weights", "network")
+    first = prepared(tmp_path, tmp_path / "weights")
+    assert first.given is not None
+    first.given.publish(first.plan, first.source.validation, first.storage)
+    permuted = ["0", "1", "2", "4", "3", *"56789"]
+    text = refusal(tmp_path, tmp_path / "weights", classes=permuted)
+    assert text.startswith("pool.base.classes: found ['0', '1', '2', '4', '3'")
 
 
 def test_unnamed_classes_are_asked_for(models: dict[str, Classifier], tmp_path: Path) -> None:
@@ -128,7 +147,7 @@ def test_unnamed_classes_are_asked_for(models: dict[str, Classifier], tmp_path: 
 def test_a_base_of_fewer_classes_is_refused(models: dict[str, Classifier], tmp_path: Path) -> None:
     save_weights(models["late"], tmp_path / "weights", "network", CLASSES[:9])
     text = refusal(tmp_path, tmp_path / "weights", classes=None)
-    assert "pool.base.classes: found" in text
+    assert "pool.base.weights: found" in text
     assert "should be the 10 classes of the data, not 9" in text
 
 

@@ -42,7 +42,8 @@ def test_a_post_pool_is_a_pruned_copy_of_the_last_snapshot_for_every_ratio() -> 
     ]
     assert plan.members == tuple(training.members[0] for training in plan.finetunings)
     assert {training.learning_rate for training in plan.finetunings} == {1e-3}
-    assert len({member.seed for member in plan.members}) == len({member.fingerprint for member in plan.members}) == 6
+    assert [member.seed for member in plan.members] == [0, 1, 2, 0, 1, 2]
+    assert len({member.fingerprint for member in plan.members}) == 6
 
 
 def test_a_post_pool_prunes_the_very_base_that_a_prior_pool_trains() -> None:
@@ -54,8 +55,15 @@ def test_a_further_snapshot_seed_or_ratio_keeps_what_is_there() -> None:
     few, more = pool_plan(snapshots=[1, 3]), pool_plan(snapshots=[1, 2, 3], seeds=[0, 1, 2])
     assert set(few.members) < set(more.members)
     assert {base.fingerprint for base in few.bases} < {base.fingerprint for base in more.bases}
-    few, more = (pool_plan(generation="post", seeds=[0], post={"ratios": ratios}) for ratios in ([0.1], [0.1, 0.2]))
+    few, more = (pool_plan(generation="post", seeds=[0, 1], post={"ratios": ratios}) for ratios in ([0.1], [0.1, 0.2]))
     assert set(few.members) < set(more.members)
+
+
+def test_another_place_among_the_ratios_is_another_draw() -> None:
+    """Whatever the seeds: all draws of a fine-tuning follow its name."""
+    some = pool_plan(generation="post", seeds=[0, 1], post={"ratios": [0.0, 0.4]}).members
+    others = pool_plan(generation="post", seeds=[0, 1], post={"ratios": [0.4, 0.2, 0.1]}).members
+    assert not {member.fingerprint for member in some} & {member.fingerprint for member in others}
 
 
 def test_another_end_of_training_is_another_course() -> None:

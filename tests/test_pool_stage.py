@@ -42,7 +42,7 @@ def run_pool(recipe: Recipe) -> tuple[Session, list[dict[str, Any]]]:
 def test_the_manifest_says_what_a_member_is(finished: Run) -> None:
     plan, storage = finished.plan, finished.storage
     listed = storage.open("pool", plan.pool).manifest
-    assert listed["generation"] == {"chosen": "prior", "reason": "the recipe asks for it"}
+    assert finished.summary.generation == {"chosen": "prior", "reason": "the recipe asks for it"}
     assert [(member["seed"], member["epoch"]) for member in listed["members"]] == [(0, 1), (0, 3), (1, 1), (1, 3)]
     for member, entry in zip(plan.members, listed["members"], strict=True):
         manifest = storage.open("member", member.fingerprint).manifest

@@ -133,14 +133,16 @@ def test_files_that_name_other_classes_are_refused(tmp_path):
     assert "same classes in the same order" in problem.remedy
 
 
-def test_a_folder_of_splits_gives_each_key_its_own(tmp_path):
-    write_parquet(tmp_path / "data/train-00000-of-00001.parquet", [0, 1] * 8)
-    write_parquet(tmp_path / "data/test-00000-of-00001.parquet", [0, 1] * 3, first=100)
+@pytest.mark.parametrize("rest", ["-00000-of-00001", "_0", "0", ""])
+def test_a_folder_of_splits_gives_each_key_its_own(tmp_path, rest):
+    train, test = f"data/train{rest}.parquet", f"data/test{rest}.parquet"
+    write_parquet(tmp_path / train, [0, 1] * 8)
+    write_parquet(tmp_path / test, [0, 1] * 3, first=100)
     parts = source(tmp_path, test_source=str(tmp_path))
     assert (len(parts.train) + len(parts.validation), len(parts.test)) == (16, 6)
-    assert {name.split("-")[0] for name in parts.train.ids} == {"data/train"}
-    assert {name.split("-")[0] for name in parts.test.ids} == {"data/test"}
-    assert {name.split("-")[0] for name in source(tmp_path).test.ids} == {"data/train"}
+    assert {name.split(":")[0] for name in parts.train.ids} == {train}
+    assert {name.split(":")[0] for name in parts.test.ids} == {test}
+    assert {name.split(":")[0] for name in source(tmp_path).test.ids} == {train}
 
 
 def test_an_image_that_is_a_path_alone_is_named_by_file_and_row(tmp_path):

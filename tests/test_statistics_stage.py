@@ -247,9 +247,9 @@ def test_worker_on_another_kind_of_machine_refuses(worker: statistics._Worker) -
 def test_error_of_an_image_comes_as_it_is(finished: Run, tmp_path: Path) -> None:
     session = session_on(finished, tmp_path)
 
-    def unreadable(row: int) -> None:
-        raise OSError("truncated")
+    def unreadable(rows: np.ndarray, map_: object) -> Iterator[tuple[np.ndarray, list[object]]]:
+        yield np.arange(len(rows)), [b"no image"] * len(rows)
 
-    object.__setattr__(session.source.train, "read_row", unreadable)
-    with pytest.raises(InputError, match=r"digits/\d+'; this image cannot be decoded \(truncated\)"):
+    object.__setattr__(session.source.train, "read_rows", unreadable)
+    with pytest.raises(InputError, match=r"digits/\d+'; this image cannot be decoded"):
         statistics.run(session)

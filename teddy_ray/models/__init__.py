@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from teddy_ray.models import from_timm, from_torchvision, from_user, own
 from teddy_ray.models.blueprint import Blueprint, suggestion
 from teddy_ray.models.own import ARCHITECTURES
+from teddy_ray.models.pooling import replace_pooling
 from teddy_ray.randomness import generator
 
 __all__ = ["ARCHITECTURES", "Classifier", "build", "code_identity", "freeze", "outline", "takes_any_size"]
@@ -85,7 +86,7 @@ def build(
             network = _network(blueprint, num_classes, taken, image_size)
         except ValueError as error:
             raise ValueError(f"{name}: {error}{_smallest(blueprint, num_classes, taken)}") from error
-    return Classifier(network, _each(mean, taken), _each(std, taken), repeat=repeat)
+    return Classifier(replace_pooling(network), _each(mean, taken), _each(std, taken), repeat=repeat)
 
 
 def outline(name: str, *, num_classes: int, channels: int, image_size: int) -> Classifier:

@@ -32,7 +32,9 @@ def _patches(size: int) -> Facts:
     return Facts(smallest=size, multiple=size, sized=lambda size: {"image_size": size})
 
 
-_ONE_HEAD = {"aux_logits": False, "init_weights": False}  # tuples in training otherwise, and a start that takes minutes
+# Tuples in training otherwise, and a start that takes minutes. torchvision's own weights of these two are for pixels
+# with mean and std 0.5: it converts ImageNet's inside (transform_input), which is not done here.
+_ONE_HEAD = {"aux_logits": False, "init_weights": False}
 
 FACTS: Mapping[str, Facts] = {
     "alexnet": Facts(smallest=63),

@@ -4,7 +4,6 @@ class folders and Parquet."""
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from teddy_ray.sources.parquet import open_parquet
 from teddy_ray.sources.torchvision_sets import PREFIX as TORCHVISION
 from teddy_ray.sources.torchvision_sets import open_torchvision
 from teddy_ray.sources.verification import leave_out_bad
+from teddy_ray.storage import open_uri
 
 __all__ = ["Images", "Source", "open_source"]
 
@@ -100,10 +100,7 @@ def _open_both(data: Data) -> tuple[Images, Images | None]:
 
 def _open(key: str, uri: str, data: Data) -> Images:
     try:
-        if "://" in uri:
-            fs, path = pafs.FileSystem.from_uri(uri)
-        else:
-            fs, path = pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+        fs, path = open_uri(uri)
         return _open_path(key, uri, fs, path, data)
     except InputError:
         raise
@@ -136,7 +133,7 @@ def _of_split(key: str, uri: str, names: list[str]) -> list[str]:
     """Of a folder in Hugging Face's layout (train-*, test-*, validation-*), the files of the split that `key` means."""
     splits: dict[str, list[str]] = {}
     for name in names:
-        match = re.match(r"(train|test|validation|val)\b", name.rsplit("/", 1)[-1])
+        match = re.match(r"(train|test|validation|val)(?![A-Za-z])", name.rsplit("/", 1)[-1])
         splits.setdefault(match.group(1) if match else "", []).append(name)
     if len(splits) == 1:
         return names

@@ -3,6 +3,7 @@ base."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.exceptions import RayTrainError  # what Ray Train says itself; our errors come as they are
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from teddy_ray.checkpoints import Checkpoint
+from teddy_ray.checkpoints import Checkpoint, saved_digest
 from teddy_ray.data_parallel import Group, join_group
-from teddy_ray.device import describe, environment, fast_bf16, prepare
+from teddy_ray.device import describe, environment, prepare
+from teddy_ray.engine import Machine, check_machine
 from teddy_ray.errors import InputError, Problem, StageError
 from teddy_ray.members import build_for, check_member, check_rows, load_member, publish_member
 from teddy_ray.models import Classifier
@@ -33,6 +35,7 @@ from teddy_ray.sources import Images, Source
 from teddy_ray.sources.loader import Loader
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.executor import result_of
+from teddy_ray.stages.machine import machine_of
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 from teddy_ray.training import State
@@ -55,7 +58,6 @@ def run(session: Session) -> None:
     with storage.publish("pool", plan.pool) as draft:
         draft.facts = {
             "classes": list(plan.data.classes),
-            "generation": {"chosen": models.generation, "reason": models.generation_reason},
             "members": [
                 {
                     "name": member.name,
@@ -89,14 +91,14 @@ def check(session: Session) -> None:
 
 def _check(plan: Plan, storage: Storage, source: Source, members: Sequence[Member]) -> None:
     device = prepare(plan.recipe.pool.threads, plan.recipe.pool.gpus_per_worker)
-    validation = _labelled(source.validation, plan.recipe.pool)
+    validation = _labelled(source.validation, plan.recipe.pool, keep=False)
     for member in members:
         check_member(plan, storage, member, validation, device)
 
 
-def _labelled(images: Images, pool: Pool) -> Labelled:
+def _labelled(images: Images, pool: Pool, *, keep: bool = True) -> Labelled:
     # never closed: the process ends with its work
-    return Labelled(Loader(images, pool.keep_bytes, num_threads=pool.threads).ahead, images.labels)
+    return Labelled(Loader(images, pool.keep_bytes if keep else 0, num_threads=pool.threads).ahead, images.labels)
 
 
 @dataclass(frozen=True)
@@ -107,32 +109,44 @@ class _Job:
     trainings: Sequence[Training]
     source: ray.ObjectRef[Source]
     storage: Storage
+    machine: Machine
     poster: Poster
 
 
 def _train_missing(session: Session, trainings: Sequence[Training], what: str) -> None:
     """Train those of which a member is missing, several at a time. What lost workers had finished stays."""
-    published = session.storage.published("member")
-    missing = [training for training in trainings if _is_missing(training, published)]
-    if not missing:
+    storage = session.storage
+    if not (missing := _missing(storage, trainings)):
         return
     session.start()
+    machine = machine_of(session.recipe.pool, "pool")
     with session.progress.stage("pool", len(missing), what) as bar:
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            if _train_on_ray(session, missing, bar, last_attempt=attempt == MAX_ATTEMPTS):
-                return
-            published = session.storage.published("member")
-            missing = [training for training in missing if _is_missing(training, published)]
+        attempts, before = 0, _marks(storage, missing)
+        while missing:
+            attempts += 1
+            _train_on_ray(session, missing, machine, bar, last_attempt=attempts == MAX_ATTEMPTS)
+            missing = _missing(storage, missing)
+            if (after := _marks(storage, missing)) != before:  # what gets on may be lost as often as it likes
+                attempts, before = 0, after
 
 
-def _is_missing(training: Training, published: set[str]) -> bool:
-    return any(member.fingerprint not in published for member in training.members)
+def _missing(storage: Storage, trainings: Sequence[Training]) -> list[Training]:
+    """Those of which a member is not published."""
+    published = storage.published("member")
+    return [one for one in trainings if any(member.fingerprint not in published for member in one.members)]
 
 
-def _train_on_ray(session: Session, trainings: Sequence[Training], bar: Bar, *, last_attempt: bool) -> bool:
-    """One run of Ray Train. False where workers were lost and it should be run again."""
+def _marks(storage: Storage, trainings: Sequence[Training]) -> dict[str, str | None]:
+    """How far each training has come, in a form that can be compared."""
+    return {one.name: saved_digest(storage, "training", one.fingerprint) for one in trainings}
+
+
+def _train_on_ray(
+    session: Session, trainings: Sequence[Training], machine: Machine, bar: Bar, *, last_attempt: bool
+) -> None:
+    """One run of Ray Train, which may lose workers: not on the last attempt."""
     pool = session.recipe.pool
-    job = _Job(session.plan, trainings, session.source_ref, session.storage, session.board.poster())
+    job = _Job(session.plan, trainings, session.source_ref, session.storage, machine, session.board.poster())
     per_base = pool.workers_per_base
     num_workers = session.workers(pool, at_most=len(trainings) * per_base)
     if num_workers < per_base:
@@ -151,12 +165,11 @@ def _train_on_ray(session: Session, trainings: Sequence[Training], bar: Bar, *, 
     for failure in failures:
         if isinstance(failure, InputError | StageError):
             raise failure
-    lost = all(isinstance(failure, RayActorError | RayTrainError) for failure in failures)
+    lost = [failure for failure in failures if isinstance(failure, RayActorError | RayTrainError | ConnectionError)]
     if failures and (last_attempt or not lost):
         raise StageError("pool", names, "; ".join(map(str, failures)))
     if failures:
-        session.progress.say(f"pool: {len(failures)} worker(s) lost; going on from the last epoch of each training")
-    return not failures
+        session.progress.say(f"pool: {len(lost)} worker(s) lost; going on from the last epoch of each training")
 
 
 def _fit(job: _Job, num_workers: int) -> list[Exception]:
@@ -177,7 +190,10 @@ def _fit(job: _Job, num_workers: int) -> list[Exception]:
             name="pool",
             storage_path=job.storage.session_folder("train"),
             storage_filesystem=job.storage.fs,
-            failure_config=ray.train.FailureConfig(max_failures=0, controller_failure_limit=3),  # type: ignore[call-arg]
+            # what is run again is asked of the storage, by the driver: Ray Train would begin with all of it
+            failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=3
+            ),
         ),
     )
     try:
@@ -194,7 +210,9 @@ def _train_worker(config: dict[str, Any]) -> None:
     device = prepare(pool.threads, pool.gpus_per_worker)
     if device.type == "cuda":
         device = ray.train.torch.get_device()  # Ray Train shows every worker all GPUs of its node
-    group = join_group(context.get_world_rank(), context.get_world_size(), pool.workers_per_base, device)
+    check_machine(device, job.machine, job.plan.recipe.cluster.address)
+    own_gpus = device.type == "cuda" and pool.gpus_per_worker >= 1
+    group = join_group(context.get_world_rank(), context.get_world_size(), pool.workers_per_base, own_gpus=own_gpus)
     source: Source = ray.get(job.source)
     train_part, validation = _labelled(source.train, pool), _labelled(source.validation, pool)
     num_groups = context.get_world_size() // group.size
@@ -217,7 +235,7 @@ class _Trainer:
         self._plan, self._storage, self._poster, self._training = job.plan, job.storage, job.poster, training
         self._data, self._validation, self._device, self._group = data, validation, device, group
         precision = self._plan.recipe.pool.precision
-        self._bf16 = precision == "bf16" or (precision == "auto" and fast_bf16(device))
+        self._bf16 = precision == "bf16" or (precision == "auto" and job.machine.fast_bf16)
         here = {**environment(device, kernels=False), "bf16": self._bf16}
         self._checkpoint = Checkpoint(self._storage, "training", training.fingerprint, here)
         self._started = time.monotonic()
@@ -229,6 +247,9 @@ class _Trainer:
             self._started -= float(saved.pop("seconds"))
             state.restore(saved)
         resumed_at = state.epoch
+        if self._group.sum_number(resumed_at) != resumed_at * self._group.size:
+            reason = "its workers found different checkpoints; run it on nodes of one kind"
+            raise StageError("pool", training.name, reason)
         members = {member.epoch: member for member in training.members}
         epochs = train(
             state,
@@ -249,9 +270,10 @@ class _Trainer:
                         self._publish(members[state.epoch], state, resumed_at)
                     if state.epoch < training.epochs:
                         seconds = torch.tensor(time.monotonic() - self._started)
-                        self._checkpoint.save({**state.tensors(), "seconds": seconds})
+                        with contextlib.suppress(OSError):  # an insurance: what cannot be saved now, may be next time
+                            self._checkpoint.save({**state.tensors(), "seconds": seconds})
         except FloatingPointError as error:
-            key = "pool.post.learning_rate" if training.ratio or not training.warmup_epochs else "pool.learning_rate"
+            key = "pool.post.learning_rate" if not training.warmup_epochs else "pool.learning_rate"
             raise StageError("pool", training.name, f"{error} ({key})") from None
         if self._group.rank == 0:
             self._checkpoint.drop()

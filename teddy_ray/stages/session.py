@@ -23,7 +23,7 @@ from ray.experimental.internal_kv import _internal_kv_get
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.plan import STAGES, Plan
 from teddy_ray.progress import Progress
-from teddy_ray.recipe import Placed, Recipe
+from teddy_ray.recipe import Placed, Pool, Recipe
 from teddy_ray.sources import Source
 from teddy_ray.stages.board import Board
 from teddy_ray.storage import Storage
@@ -163,12 +163,13 @@ def misfits(recipe: Recipe, nodes: Nodes) -> list[Problem]:
     problems = []
     for stage in STAGES:
         part: Placed = getattr(recipe, stage)
-        num = 1 if part.num_workers == "auto" else part.num_workers
+        num = _fewest(part)
         room = nodes.room(part)
         if room >= num:
             continue
         alone = room == 0 and part.gpus_per_worker > 0
-        key, value = ("gpus_per_worker", part.gpus_per_worker) if alone else ("num_workers", num)
+        asked = "num_workers" if part.num_workers != "auto" else "workers_per_base"
+        key, value = ("gpus_per_worker", part.gpus_per_worker) if alone else (asked, num)
         if room == 0 and not alone:
             key, value = "threads", part.threads
         each = f"{part.threads} CPU(s) and {part.gpus_per_worker:g} GPU(s)"
@@ -178,8 +179,14 @@ def misfits(recipe: Recipe, nodes: Nodes) -> list[Problem]:
 
 
 def _bundles(part: Placed) -> list[dict[str, float]]:
-    num = 1 if part.num_workers == "auto" else part.num_workers
-    return [{"CPU": part.threads, "GPU": part.gpus_per_worker}] * num
+    return [{"CPU": part.threads, "GPU": part.gpus_per_worker}] * _fewest(part)
+
+
+def _fewest(part: Placed) -> int:
+    """How many workers of a stage have to fit at once."""
+    if part.num_workers != "auto":
+        return part.num_workers
+    return part.workers_per_base if isinstance(part, Pool) else 1
 
 
 def _knock(address: str) -> None:

@@ -86,6 +86,16 @@ def run(session: Session) -> None:
             draft.facts = {"num_images": 0, "seconds": time.monotonic() - started, "worker_seconds": 0.0}
         return
     session.start()
+    try:
+        _measure(session, started)
+    except InputError:
+        # another run that shares the storage may have published the same, and deleted the chunks
+        if not storage.has("statistics", plan.statistics):
+            raise
+
+
+def _measure(session: Session, started: float) -> None:
+    plan, storage, part = session.plan, session.storage, session.recipe.statistics
     machine = machine_of(part, "statistics")
     kernels = choose_kernels("statistics.kernels", part.kernels, "fp32", machine)
     chunks = _chunks(plan, kernels)
@@ -309,6 +319,10 @@ def _merge_all(plan: Plan, storage: Storage, chunks: Sequence[Chunk]) -> Moments
     """Publish the moments of the class ranges that are not there yet, on any workers. Returns those of all data."""
     published, ranges = storage.published("moments"), plan.class_ranges()
     missing = [part for part in ranges if part.fingerprint not in published]
+    if missing:  # some of them may be of an earlier try, on other machines
+        for part in ranges:
+            storage.discard("moments", part.fingerprint)
+        missing = list(ranges)
     size = -(-len(missing) // MERGE_TASKS) or 1
     shares = [missing[first : first + size] for first in range(0, len(missing), size)]
     in_order = [chunk.fingerprint for chunk in chunks]
