@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from teddy_ray.sources.jpeg import decode_plain
+
 DECODING_VERSION = 2
 """Raise it when decoding or resizing changes its bytes: nothing old is reused then."""
 
@@ -39,7 +41,11 @@ def decode(raw: Raw, image_size: int, channels: int) -> npt.NDArray[np.uint8]:
     if isinstance(raw, BadImageError):
         raise raw
     try:
-        image = _without_transparency(_to_8_bits(ImageOps.exif_transpose(_open(raw))))
+        plain = decode_plain(raw, MAX_PIXELS) if isinstance(raw, bytes) else None
+        if plain is not None and plain.shape == (image_size, image_size, channels):
+            return plain.transpose(2, 0, 1)
+        image = Image.fromarray(plain) if plain is not None else _open(raw)
+        image = _without_transparency(_to_8_bits(ImageOps.exif_transpose(image)))
         image = image.convert("L" if channels == 1 else "RGB")
         if image.size != (image_size, image_size):
             image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.BILINEAR)
