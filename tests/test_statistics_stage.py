@@ -145,6 +145,7 @@ def chunks_in_progress(folder: Path) -> dict[str, Any]:
         return {}
 
 
+@pytest.mark.slow
 def test_interrupted_run_goes_on_with_the_chunks_that_are_finished(
     finished: Run, tmp_path: Path, chunks_stay: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
