@@ -56,7 +56,10 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
         raise InputError(problems)
     plan = Plan(recipe, _facts(source), code=_code(recipe))
     given = read_given(plan, source.validation, storage)
-    return Prepared(replace(plan, given=given.facts) if given else plan, source, storage, given)
+    plan = replace(plan, given=given.facts) if given else plan
+    if not storage.has("pool", plan.pool):
+        check_prunable(plan)
+    return Prepared(plan, source, storage, given)
 
 
 def distill(recipe: Recipe, progress: Progress) -> Summary:
@@ -66,8 +69,6 @@ def distill(recipe: Recipe, progress: Progress) -> Summary:
     missing = [stage for stage, fingerprint in plan.stages().items() if not storage.has(stage, fingerprint)]
     if missing:
         check_local_resources(recipe)
-    if "pool" in missing:
-        check_prunable(plan)
     try:
         with contextlib.closing(Session(plan, prepared.source, storage, progress)) as session:
             progress.say(f"pool       {plan.pool_plan.generation}: {plan.pool_plan.generation_reason}")

@@ -53,7 +53,7 @@ def prune(model: Classifier, ratio: float, *, channels: int, image_size: int) ->
     try:
         tp = importlib.import_module("torch_pruning")
     except ImportError:
-        remedy = f"pip install 'teddy_ray[prune]', or {INSTEAD}"
+        remedy = f"pip install 'torch-pruning>=1.6,<2', or {INSTEAD}"
         raise ValueError(f"{name} cannot be pruned: torch-pruning is not installed; {remedy}") from None
     images = torch.zeros(2, channels, image_size, image_size, device=model.mean.device)
     try:

@@ -127,7 +127,7 @@ def plan_table(plan: Plan, storage: Storage) -> str:
     return "\n".join(
         [
             f"{recipe.name}: {len(data.classes)} classes, {num_train:,} training and {data.num_test:,} test images",
-            f"pool: {plan.pool_plan.generation}, for {plan.pool_plan.generation_reason}; {len(plan.members)} members "
+            f"pool: {plan.pool_plan.generation} ({plan.pool_plan.generation_reason}); {len(plan.members)} members "
             f"of {len(plan.pool_plan.bases)} base(s) and {len(plan.pool_plan.finetunings)} fine-tuning(s)",
             f"synthesis: {plan.num_images:,} images in {plan.num_units:,} units of at most "
             f"{recipe.synthesis.classes_per_unit} classes x {recipe.synthesis.slots_per_unit} slots",

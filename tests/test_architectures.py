@@ -162,7 +162,7 @@ def test_size_that_a_model_of_timm_cannot_take_is_refused_with_one_that_it_can()
 
 def test_without_timm_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
-    assert refusal("timm/resnet18") == "timm/resnet18: timm is not installed; pip install 'teddy_ray[timm]'"
+    assert refusal("timm/resnet18") == "timm/resnet18: timm is not installed; pip install 'timm>=1.0,<2'"
 
 
 def test_names_that_would_reach_out_for_more_are_no_models_of_timm():

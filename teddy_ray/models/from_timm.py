@@ -48,4 +48,4 @@ def _timm(name: str) -> Any:
     try:
         return importlib.import_module("timm")
     except ImportError:
-        raise ValueError(f"{name}: timm is not installed; pip install 'teddy_ray[timm]'") from None
+        raise ValueError(f"{name}: timm is not installed; pip install 'timm>=1.0,<2'") from None

@@ -102,7 +102,7 @@ class Labeller:
 
             def report(num_views: int, done: int = done, num: int = len(rows)) -> None:
                 share = (done + num * num_views / part.views) / len(shard.rows)
-                self._poster(shard.name, share, f"{done} images")
+                self._poster(shard.name, share, f"{done} of {len(shard.rows)} images")
 
             boxes = views.boxes(plan.image_ids(rows))
             soft.append(label_views(self._models, x, boxes, part.temperature, report))
