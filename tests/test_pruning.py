@@ -138,7 +138,7 @@ def test_ratio_of_zero_is_a_copy_and_needs_no_package(monkeypatch):
 
 def test_without_the_package_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
-    told = "ConvNet cannot be pruned: torch-pruning is not installed; pip install 'torch-pruning>=1.6,<2', or set its ratio"
+    told = "ConvNet cannot be pruned: torch-pruning is not installed; pip install 'torch-pruning>=1.6,<2', or set"
     with pytest.raises(ValueError, match=told.replace("[", r"\[")):
         pruned("convnet:width=8")
 
