@@ -7,9 +7,9 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import FrameType
+from typing import Any
 
 import teddy_ray
 from teddy_ray.errors import InputError, StageError
@@ -68,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     plan = commands.add_parser("plan", parents=[recipe_options], help="show what distill would do")
     plan.set_defaults(run=_plan)
     check = commands.add_parser("check", help="verify a distilled data set")
-    check.add_argument("path", metavar="PATH", type=Path, help="a folder such as runs/digits/distilled")
+    check.add_argument("path", metavar="PATH", help="a path or URI such as runs/digits/distilled")
     check.set_defaults(run=_check)
     return parser
 
@@ -101,14 +101,20 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from teddy_ray.dataset import check_folder
+    from teddy_ray.published import check_set
 
-    facts = check_folder(arguments.path)
+    facts = check_set(arguments.path)
     num_images = facts["images_per_class"] * len(facts["classes"])
     print(
         f"{arguments.path}: {num_images} images of {len(facts['classes'])} classes, "
-        f"{facts['views']['num_views']} labelled views each; every byte is as published"
+        f"{_labels_of(facts['labels'])}; every byte is as published"
     )
+
+
+def _labels_of(labels: Mapping[str, Any]) -> str:
+    if labels["mode"] == "none":
+        return "labelled by the members that lie beside them"
+    return "one soft label each" if labels["averaged"] else f"{labels['num_views']} labelled views each"
 
 
 if __name__ == "__main__":

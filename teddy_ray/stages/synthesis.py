@@ -18,11 +18,12 @@ from torch import nn
 from teddy_ray.checkpoints import Checkpoint
 from teddy_ray.device import environment, keep_freed_memory, prepare, versions
 from teddy_ray.engine import Engine, Machine, check_machine, choose
+from teddy_ray.image_sets import ImageSet
 from teddy_ray.matching import Target
 from teddy_ray.members import load_members
 from teddy_ray.moments import buffer_moments
 from teddy_ray.pixels import to_pixels
-from teddy_ray.plan import ImageSet, Plan, Unit
+from teddy_ray.plan import Plan, Unit
 from teddy_ray.randomness import generator
 from teddy_ray.sources import Images, Source
 from teddy_ray.stages.board import Poster
