@@ -1,4 +1,4 @@
-"""The command line: distill, plan, check. Status 0 done, 1 failed while running, 2 wrong input, 130 interrupted."""
+"""The command line. Status 0 done, 1 failed while running, 2 wrong input, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -67,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     distill.set_defaults(run=_distill)
     plan = commands.add_parser("plan", parents=[recipe_options], help="show what distill would do")
     plan.set_defaults(run=_plan)
+    export = commands.add_parser("export", help="write a distilled data set in the form that other loaders want")
+    export.add_argument("path", metavar="RUN", help="a path or URI such as runs/digits or runs/digits/distilled")
+    export.add_argument(
+        "--format", required=True, choices=("imagefolder", "parquet"), help="without soft labels, or with"
+    )
+    export.add_argument("destination", metavar="DEST", help="a folder that is empty or not there yet, or its URI")
+    export.set_defaults(run=_export)
     check = commands.add_parser("check", help="verify a distilled data set")
     check.add_argument("path", metavar="PATH", help="a path or URI such as runs/digits/distilled")
     check.set_defaults(run=_check)
@@ -98,6 +105,12 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     prepared = prepare(recipe, Progress().say)
     print(plan_table(prepared.plan, prepared.storage))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from teddy_ray.exports import export
+
+    print(export(arguments.path, arguments.format, arguments.destination))
 
 
 def _check(arguments: argparse.Namespace) -> None:

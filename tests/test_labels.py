@@ -19,8 +19,8 @@ ROWS = np.arange(len(IDS))
 CPU = torch.device("cpu")
 
 
-def pixels(num=len(IDS)):
-    return np.random.default_rng(0).integers(0, 256, (num, 1, 8, 8), dtype=np.uint8)
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (len(IDS), 1, 8, 8), dtype=np.uint8)
 
 
 def viewed(cutmix=0.0):

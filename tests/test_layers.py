@@ -61,6 +61,7 @@ FLOORS = (
         "dataset",
         "published",
         "distilled",
+        "exports",
         "members",
         "given",
     },

@@ -22,8 +22,8 @@ MIXED = dataclasses.replace(VIEWS, cutmix=1.0)
 CPU = torch.device("cpu")
 
 
-def pixels(num=len(IDS), channels=3, size=12):
-    return np.random.default_rng(0).integers(0, 256, (num, channels, size, size), dtype=np.uint8)
+def pixels(channels=3, size=12):
+    return np.random.default_rng(0).integers(0, 256, (len(IDS), channels, size, size), dtype=np.uint8)
 
 
 def same(x, y):
