@@ -19,9 +19,9 @@ from teddy_ray.replay import Labeller, TrainingSet
 from teddy_ray.sources import Images, Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.executor import result_of
+from teddy_ray.stages.images import read_set
 from teddy_ray.stages.labels import label_models, label_sets, read_labelled, views_of
 from teddy_ray.stages.session import Session
-from teddy_ray.stages.synthesis import read_set
 from teddy_ray.storage import Storage
 from teddy_ray.student_plan import StudentRun
 from teddy_ray.students import measure, train_student

@@ -23,9 +23,9 @@ from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import Dispatcher
 from teddy_ray.stages.executor import RayExecutor
+from teddy_ray.stages.images import read_set
 from teddy_ray.stages.machine import machine_of
 from teddy_ray.stages.session import Session
-from teddy_ray.stages.synthesis import read_set
 from teddy_ray.storage import Storage
 from teddy_ray.views import Rows, ViewedImages, Views
 
