@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Role(Enum):
@@ -286,9 +286,7 @@ class Labels(Placed):
     after the last. Under `mode: none` every epoch has views of its own."""
     averaged: Result[bool] = False
     """Store one label per image, the mean over its views. Students see a view of its own in every epoch then."""
-    members: Result[Annotated[LabelMembers, BeforeValidator(lambda value: {} if value == "all" else value)]] = (
-        LabelMembers()
-    )
+    members: Result[Literal["all"] | LabelMembers] = "all"
     """Which members of the pool label: all, or those of the epochs, architectures, seeds or ratios listed."""
     ensemble: Result[Literal["probabilities", "logits"]] = "probabilities"
     """What is averaged over members and stored. logits: for students of `evaluation.loss: logit_mse`."""
