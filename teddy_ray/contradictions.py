@@ -54,6 +54,7 @@ def contradictions(recipe: Recipe) -> Iterable[Problem]:
         if len(set(values)) < len(values):
             yield Problem(key, list(values), "should name each only once")
     yield from _pool_contradictions(recipe)
+    yield from _student_contradictions(recipe)
 
 
 def _pool_contradictions(recipe: Recipe) -> Iterable[Problem]:
@@ -77,3 +78,19 @@ def _pool_contradictions(recipe: Recipe) -> Iterable[Problem]:
     if pool.batch_size < 2 * pool.workers_per_base and pool.workers_per_base > 1:
         remedy = f"should be at least {2 * pool.workers_per_base}, two images for each of pool.workers_per_base"
         yield Problem("pool.batch_size", pool.batch_size, remedy)
+
+
+def _student_contradictions(recipe: Recipe) -> Iterable[Problem]:
+    students = recipe.evaluation
+    if list(students.steps.at) != sorted(set(students.steps.at)):
+        yield Problem("evaluation.steps.at", list(students.steps.at), "should be shares in rising order, each once")
+    epochs = {"epochs": students.epochs}
+    if "full_data" in students.controls:
+        epochs["full_data_epochs"] = students.full_data_epochs
+    shortest = min(epochs, key=lambda key: epochs[key])
+    if students.warmup_epochs >= epochs[shortest]:
+        remedy = f"should be below evaluation.{shortest}, {epochs[shortest]}"
+        yield Problem("evaluation.warmup_epochs", students.warmup_epochs, remedy)
+    if students.loss == "logit_mse":
+        remedy = "should be kl: labels are stored as probabilities, not as logits"
+        yield Problem("evaluation.loss", students.loss, remedy)

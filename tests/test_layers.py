@@ -39,6 +39,7 @@ FLOORS = (
         "pixels",
         "priors",
         "pruning",
+        "schedules",
         "starts",
         "statistics",
         "students",

@@ -96,7 +96,8 @@ def _train(run: StudentRun, job: _Job) -> None:
             architecture=run.student,
             seed=run.seed,
             epochs=run.epochs,
-            temperature=recipe.labels.temperature if run.labels == "soft" else 1.0,
+            labels=run.labels,
+            temperature=recipe.labels.temperature,
             device=device,
             on_epoch=report,
         )
@@ -125,7 +126,7 @@ def _training_set(run: StudentRun, job: _Job) -> TrainingSet:
         return TrainingSet(train.read(), views.boxes(train.ids), _one_hot(train.labels, plan))
     if run.labels == "soft":
         rows = read_labelled(job.storage, run.images)
-        return TrainingSet(rows.images, views_of(plan, run.images).boxes(rows.ids), rows.soft_labels)
+        return TrainingSet(rows.images, views_of(plan, run.images).boxes(rows.ids), rows.soft_labels, rows.labels)
     everything = range(plan.num_images)
     pixels = read_set(plan, job.source, job.storage, run.images, everything)
     classes = np.array(plan.image_labels(everything), dtype=np.int64)
