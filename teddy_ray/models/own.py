@@ -74,7 +74,8 @@ def find(base: str, text: str) -> Blueprint:
     options = dict(architecture.options)
     for key, given in parse_options(text).items():
         if key not in options:
-            raise ValueError(f"unknown option {key!r} of {base}; should be one of {', '.join(options)}")
+            known = f"should be one of {', '.join(options)}" if options else f"{base} has no options"
+            raise ValueError(f"unknown option {key!r} of {base}; {known}")
         value = parse_value(given)
         if type(value) is not type(options[key]) or (isinstance(value, int) and value < 1):
             raise ValueError(f"{base}: {key}={given!r} should be like {key}={options[key]}")
