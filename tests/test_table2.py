@@ -30,7 +30,7 @@ BASES = {
 """Name of each in torchvision, and its first convolution there."""
 
 
-@pytest.mark.parametrize(("size", "num_images", "num_steps"), [(32, 8, 4), (64, 4, 3)])
+@pytest.mark.parametrize(("size", "num_images", "num_steps"), [(32, 8, 3), (64, 4, 3)])
 @pytest.mark.parametrize("name", STUDENTS)
 def test_student_lowers_the_loss_on_a_batch(name, size, num_images, num_steps):
     random = torch.Generator().manual_seed(0)
@@ -43,8 +43,7 @@ def test_student_lowers_the_loss_on_a_batch(name, size, num_images, num_steps):
     assert state.losses[-1] < 0.75 * state.losses[0]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [8, 28, 32, 64])
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (9, 3), (28, 1), (32, 3), (64, 1)])
 @pytest.mark.parametrize("name", STUDENTS)
 def test_output_is_one_logit_per_class(name, size, channels):
     model = outline(name, num_classes=7, channels=channels, image_size=size)
