@@ -45,6 +45,7 @@ FLOORS = (
         "pixels",
         "priors",
         "pruning",
+        "schedules",
         "starts",
         "statistics",
         "students",

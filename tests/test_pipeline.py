@@ -277,7 +277,7 @@ def make_targets_of(moments: dict[str, Moments]) -> list[tuple[torch.Tensor, tor
     return list(zip(target.RM, target.RV, strict=True))
 
 
-def test_noise_start_and_small_resnet(finished: Run, tmp_path: Path) -> None:
+def test_noise_start_and_small_resnet_of_another_student_recipe(finished: Run, tmp_path: Path) -> None:
     copy_artifacts(finished, "synthesis", tmp_path)
     recipe = tiny(
         tmp_path,
@@ -286,7 +286,12 @@ def test_noise_start_and_small_resnet(finished: Run, tmp_path: Path) -> None:
         statistics__scope="blend",
         evaluation__students=["resnet18:width=4"],
         evaluation__controls=[],
-        evaluation__epochs=1,
+        evaluation__epochs=2,
+        evaluation__ce_weight=0.1,
+        evaluation__optimiser="sgd",
+        evaluation__schedule="steps",
+        evaluation__warmup_epochs=1,
+        evaluation__ema=0.5,
     )
     with open(tmp_path / "progress.txt", "w") as stream:
         summary = distill(recipe, Progress(stream))

@@ -172,6 +172,9 @@ def test_the_execution_fields_are_those_that_scripts_count_on():
         ("evaluation.threads", "evaluation"),
         ("evaluation.epochs", "evaluation"),
         ("evaluation.controls", "evaluation"),
+        ("evaluation.loss", "evaluation"),
+        ("evaluation.steps.at", "evaluation"),
+        ("evaluation.ema", "evaluation"),
     ],
 )
 def test_a_field_changes_its_own_stage_and_all_that_read_it_and_nothing_before(key, first):
