@@ -1,6 +1,6 @@
 """Bytes of soft labels against the accuracy they give: `python tests/benchmarks/bench_labels.py --storage DIR`.
 
-One distilled set of digits, labelled in every form; students of the same seeds, compared in pairs with those of the first
+One distilled set of digits in every form; students of the same seeds, compared in pairs with those of the first
 form, which has a view for every epoch. Finished work is reused when run again.
 
 With --data FILE.parquet (Tiny-ImageNet, 64 pixels): bytes and mass kept by labels of many classes, without students.
