@@ -11,7 +11,7 @@ VERSIONS = {
     "member": 1,
     "pool": 2,
     "statistics": 2,
-    "unit": 2,
+    "unit": 3,
     "synthesis": 2,
     "set": 1,
     "labels": 1,

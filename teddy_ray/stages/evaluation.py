@@ -17,9 +17,9 @@ from teddy_ray.records import Score
 from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.executor import result_of
+from teddy_ray.stages.images import read_set
 from teddy_ray.stages.labels import label_sets, read_labelled, views_of
 from teddy_ray.stages.session import Session
-from teddy_ray.stages.synthesis import read_set
 from teddy_ray.storage import Storage
 from teddy_ray.students import TrainingSet, train_student
 from teddy_ray.training import num_batches

@@ -20,8 +20,8 @@ from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import Dispatcher
 from teddy_ray.stages.executor import RayExecutor
+from teddy_ray.stages.images import read_set
 from teddy_ray.stages.session import Session
-from teddy_ray.stages.synthesis import read_set
 from teddy_ray.storage import Storage
 
 
