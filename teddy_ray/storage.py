@@ -193,6 +193,16 @@ class Storage:
         manifests = (entry.path for entry in self.fs.get_file_info(selector) if entry.base_name == MANIFEST)
         return {path.rsplit("/", 2)[1] for path in manifests}
 
+    def sizes(self, stage: str) -> dict[str, int]:
+        """Fingerprint -> bytes of all its files, of all artifacts of a stage, by one listing."""
+        root = f"{self.root}/artifacts/{stage}"
+        sizes: dict[str, int] = {}
+        for entry in self.fs.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True)):
+            if entry.type == pafs.FileType.File:
+                fingerprint = entry.path.removeprefix(f"{root}/").partition("/")[0]
+                sizes[fingerprint] = sizes.get(fingerprint, 0) + entry.size
+        return sizes
+
     def open(self, stage: str, fingerprint: str) -> Artifact:
         path = f"artifacts/{stage}/{fingerprint}"
         try:

@@ -27,7 +27,8 @@ TOO_MANY_TO_KEEP = (
 def title(row: str) -> str:
     """What a row of the table is called, such as `distilled (student resnet18)`."""
     name, _, student = row.partition("/")
-    return f"{TITLES[name]} (student {student})" if student else TITLES[name]
+    shown = TITLES.get(name, name)
+    return f"{shown} (student {student})" if student else shown
 
 
 def verdict(summary: Summary) -> str:
