@@ -16,8 +16,11 @@ from teddy_ray.tables import title
 LOG_FROM = 30
 """A loss that falls by more than this factor is drawn on a logarithmic axis."""
 
-Comparison = Mapping[str, Mapping[str, Sequence[Row]]]
-"""Student -> row of the table -> its accuracies, one per budget of student steps, the shortest first."""
+NUM_STYLES = 9
+"""Colours that templates/report.css has for curves; the first is that of the distilled set."""
+
+Comparison = Mapping[str, Mapping[str, Mapping[str, Row]]]
+"""Student -> budget of student steps, as the names of the rows say it -> what was trained on -> accuracy."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Axis:
         """Round values on the axis: (per cent, label)."""
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            values = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+            factors = (1, 2, 5) if self.high < 50 * self.low else (1, 3) if self.high < 1000 * self.low else (1,)
+            values = [factor * 10.0**power for power in powers for factor in factors]
         else:
             rough = (self.high - self.low) / self.num_ticks
             unit = 10.0 ** math.floor(math.log10(rough))
@@ -55,7 +59,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Dot:
-    """An accuracy with its standard deviation to both sides. title: empty where it continues the row above."""
+    """An accuracy with its standard deviation to both sides."""
 
     title: str
     row: Row
@@ -67,11 +71,11 @@ class Dot:
 
 @dataclass(frozen=True)
 class Group:
-    """The dots of one student; guide: where its accuracy on the distilled set stands."""
+    """What is comparable: one student, one budget of steps. guide: where the accuracy of the distilled set stands."""
 
-    student: str
+    title: str
     dots: Sequence[Dot]
-    guide: float
+    guide: float | None
 
 
 @dataclass(frozen=True)
@@ -113,56 +117,67 @@ class Chart:
 
 
 def compare(accuracy: Mapping[str, Row]) -> Comparison:
-    """The table's rows by student, then by what was trained on, then by student steps."""
-    students: dict[str, dict[str, list[Row]]] = {}
+    """The rows of the table, whose names are `row`, `row@budget`, `row/student` or `row@budget/student`."""
+    students: dict[str, dict[str, dict[str, Row]]] = {}
     for name, row in accuracy.items():
-        base = name.partition("/")[0].partition("@")[0]
-        students.setdefault(row.student, {}).setdefault(base, []).append(row)
-    return {
-        student: {base: sorted(rows, key=lambda row: row.student_steps) for base, rows in bases.items()}
-        for student, bases in students.items()
-    }
+        base, _, budget = name.partition("/")[0].partition("@")
+        students.setdefault(row.student, {}).setdefault(budget, {})[base] = row
+    return students
 
 
 def dots(comparison: Comparison) -> Dots:
-    """Every row of every student with its error bar."""
+    """Every row with its error bar, grouped by student and budget."""
     axis = _accuracy_axis(_every_row(comparison))
     groups = []
-    for student, bases in comparison.items():
-        drawn = [
-            Dot(
-                title(base) if first else "",
-                row,
-                axis.at(row.mean),
-                axis.at(row.mean - (row.std or 0)),
-                axis.at(row.mean + (row.std or 0)),
-                base == "distilled",
-            )
-            for base, rows in bases.items()
-            for first, row in zip((True, *[False] * len(rows)), rows, strict=False)
-        ]
-        groups.append(Group(student, drawn, axis.at(bases["distilled"][0].mean)))
+    for student, budgets in comparison.items():
+        for rows in budgets.values():
+            drawn = [
+                Dot(
+                    title(base),
+                    row,
+                    axis.at(row.mean),
+                    axis.at(row.mean - (row.std or 0)),
+                    axis.at(row.mean + (row.std or 0)),
+                    base == "distilled",
+                )
+                for base, row in rows.items()
+            ]
+            distilled = rows.get("distilled")
+            named = [f"Student {student}"] if len(comparison) > 1 else []
+            if len(budgets) > 1 and distilled:
+                named.append(f"{distilled.student_steps:,} steps")
+            groups.append(Group(", ".join(named), drawn, axis.at(distilled.mean) if distilled else None))
     return Dots(axis, groups)
 
 
 def over_steps(comparison: Comparison) -> list[Chart]:
-    """Accuracy over student steps, one chart per student, of the rows that were trained for several budgets."""
-    several = {
-        student: {base: rows for base, rows in bases.items() if len(rows) > 1} for student, bases in comparison.items()
-    }
-    rows = list(_every_row(several))
+    """Accuracy over student steps, one chart per student, of what was trained on for several budgets."""
+    several = {student: _several(budgets) for student, budgets in comparison.items()}
+    rows = [row for bases in several.values() for budgets in bases.values() for row in budgets]
     if not rows:
         return []
-    order = list(dict.fromkeys(base for bases in comparison.values() for base in bases))
-    x, y = Axis(0, 1.05 * max(row.student_steps for row in rows), num_ticks=4), _accuracy_axis(rows)
+    steps = [row.student_steps for row in rows]
+    log = max(steps) > 10 * min(steps)  # the whole training set takes many more
+    x = Axis(0.8 * min(steps) if log else 0, (1.25 if log else 1.05) * max(steps), num_ticks=4, log=log)
+    y = _accuracy_axis(rows)
+    order = list(dict.fromkeys(base for bases in several.values() for base in bases))
     charts = []
     for student, bases in several.items():
         curves = [
-            Curve(title(base), f"s{order.index(base) % 9}", [_point(row, x, y) for row in rows])
-            for base, rows in bases.items()
+            Curve(title(base), f"s{order.index(base) % NUM_STYLES}", [_point(row, x, y) for row in budgets])
+            for base, budgets in bases.items()
         ]
-        charts.append(Chart(student, "student steps", x, y, curves))
+        charts.append(Chart(student, "student steps" + (", logarithmic" if log else ""), x, y, curves))
     return charts
+
+
+def _several(budgets: Mapping[str, Mapping[str, Row]]) -> dict[str, list[Row]]:
+    """What was trained on -> its rows by student steps, where there is more than one."""
+    bases: dict[str, list[Row]] = {}
+    for rows in budgets.values():
+        for base, row in rows.items():
+            bases.setdefault(base, []).append(row)
+    return {base: sorted(rows, key=lambda row: row.student_steps) for base, rows in bases.items() if len(rows) > 1}
 
 
 def _point(row: Row, x: Axis, y: Axis) -> Point:
@@ -182,7 +197,9 @@ def losses(names: Sequence[str], curves: Sequence[npt.NDArray[np.float64]]) -> l
             continue  # this term is not in the loss
         log = bool(lowest > 0 and highest > LOG_FROM * lowest)
         axes = Axis(0, last, num_ticks=4), Axis(lowest * 0.8 if log else 0, highest * 1.05, log=log)
-        drawn = [_curve(unit, "unit", curve[:, 0], y, axes) for unit, curve, y in zip(names, curves, values, strict=True)]
+        drawn = [
+            _curve(unit, "unit", curve[:, 0], y, axes) for unit, curve, y in zip(names, curves, values, strict=True)
+        ]
         if len(curves) > 1 and len({len(y) for y in values}) == 1:
             drawn.append(_curve("mean of the units", "mean", curves[0][:, 0], np.mean(values, axis=0), axes))
         charts.append(Chart(name + (", logarithmic" if log else ""), "step", *axes, drawn))
@@ -197,7 +214,7 @@ def _curve(
 
 
 def _every_row(comparison: Comparison) -> Iterable[Row]:
-    return (row for bases in comparison.values() for rows in bases.values() for row in rows)
+    return (row for budgets in comparison.values() for rows in budgets.values() for row in rows.values())
 
 
 def _accuracy_axis(rows: Iterable[Row]) -> Axis:

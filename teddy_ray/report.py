@@ -24,7 +24,10 @@ SCORES = {
     "ior": ("IOR", "improvement over random: accuracy of distilled − random real images, under the same labels"),
     "hlr": ("HLR", "hard-label recovery: accuracy on the whole training set − on the distilled set with hard labels"),
     "lrs": ("LRS", "label-robust score of DD-Ranking: HLR and IOR in one figure between 0 and 1; more is better"),
-    "ars": ("ARS", "augmentation-robust score of DD-Ranking: the lead with and without the augmentation, in one figure"),
+    "ars": (
+        "ARS",
+        "augmentation-robust score of DD-Ranking: the lead with and without the augmentation, in one figure",
+    ),
 }
 
 

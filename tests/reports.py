@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import numpy as np
-from conftest import Run
 
 from teddy_ray.gallery import ShownClass, Strip, make_strip
+from teddy_ray.plan import Plan
 from teddy_ray.plots import losses
 from teddy_ray.records import Row
 from teddy_ray.report import render
@@ -49,18 +48,17 @@ def accuracies(students: tuple[str, ...] = STUDENTS, budgets: tuple[int, ...] = 
     return rows
 
 
-def many(summary: Summary, **changes: Any) -> Summary:
+def many(summary: Summary) -> Summary:
     """A summary with three students, nine rows and two budgets."""
     rows = accuracies()
     return replace(
         summary,
         accuracy=rows,
         improvement_over_random=rows["distilled"].mean - rows["random_soft"].mean,
-        **changes,
     )
 
 
-def wide_page(finished: Run, summary: Summary | None = None) -> str:
+def wide_page(plan: Plan, summary: Summary) -> str:
     """A page with many accuracies, twenty classes with long names of large images in colour, and noisy losses."""
     rng = np.random.default_rng(0)
 
@@ -74,8 +72,8 @@ def wide_page(finished: Run, summary: Summary | None = None) -> str:
         for _ in range(40)
     ]
     return render(
-        finished.plan,
-        summary or many(finished.summary),
+        plan,
+        summary,
         shown=[ShownClass(f"{LONG_NAME} {index}", 10, strips) for index in range(20)],
         loss_charts=losses([f"unit {index}" for index in range(40)], curves),
         stage_bytes={"pool": 10**10, "synthesis": 10**7},

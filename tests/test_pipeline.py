@@ -45,9 +45,6 @@ def test_run_folder_is_complete(finished: Run) -> None:
     ]
     facts = check_folder(folder / "distilled")
     assert facts["images_per_class"] == 4
-    page = (folder / "report.html").read_text()
-    assert 'src="http' not in page
-    assert "href=" not in page.replace('xlink:href="#', "")  # nothing is fetched: the page works offline
 
 
 def test_summary_says_what_scripts_rely_on(finished: Run) -> None:
