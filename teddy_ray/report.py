@@ -21,14 +21,21 @@ from teddy_ray.tables import images_of, title, verdict
 MAX_CURVES = 40
 
 SCORES = {
-    "ior": ("IOR", "improvement over random: accuracy of distilled − random real images, under the same labels"),
-    "hlr": ("HLR", "hard-label recovery: accuracy on the whole training set − on the distilled set with hard labels"),
-    "lrs": ("LRS", "label-robust score of DD-Ranking: HLR and IOR in one figure between 0 and 1; more is better"),
-    "ars": (
-        "ARS",
-        "augmentation-robust score of DD-Ranking: the lead with and without the augmentation, in one figure",
+    "ior": ("IOR", "improvement over random: accuracy of distilled − of random real images, under the same labels"),
+    "hlr": (
+        "HLR",
+        "hard-label recovery: accuracy of the whole training set − of distilled, hard labels; less is better",
     ),
+    "lrs": (
+        "LRS",
+        "label-robust score: (exp(a) − 1/e) / (e − 1/e) of a = (IOR − HLR) / 2; 0.269 where a = 0",
+    ),
+    "ars": ("ARS", "augmentation-robust score: the same of a = the mean of IOR with and without augmentation"),
 }
+"""Short name and definition, which are those of DD-Ranking."""
+
+DIFFERENCES = ("ior", "hlr")
+"""Scores that may be below 0."""
 
 
 def write_report(plan: Plan, source: Source, storage: Storage, summary: Summary) -> str:
@@ -110,11 +117,12 @@ def _artifacts(plan: Plan) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 def _scores(summary: Summary) -> list[tuple[str, str, str]]:
     """(name, value, what it is) of the scores whose controls were run."""
     scores: Mapping[str, Any] = getattr(summary, "scores", None) or {}
-    return [
-        (*SCORES.get(name, (name, "")), f"{value:+.4f}" if name in ("ior", "hlr") else f"{value:.4f}")
-        for name, value in scores.items()
-        if value is not None
-    ]
+    shown = []
+    for name, value in scores.items():
+        if value is not None:
+            short, meaning = SCORES.get(name, (name, ""))
+            shown.append((short, f"{value:+.4f}" if name in DIFFERENCES else f"{value:.4f}", meaning))
+    return shown
 
 
 def _size(num_bytes: float) -> str:

@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_headings_stand_in_order_and_tables_have_scopes(which: str, request: pyt
     levels = [level for level, _ in parsed.headings]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(below - above <= 1 for above, below in zip(levels, levels[1:], strict=False))
+    assert all(below - above <= 1 for above, below in pairwise(levels))
     assert all(text.strip() for _, text in parsed.headings)
     assert {attributes.get("scope") for attributes in parsed.all("th")} == {"row", "col"}
     ids = [attributes["id"] for _, attributes in parsed.tags if "id" in attributes]
@@ -266,11 +267,11 @@ def test_accuracy_over_steps_rises_where_accuracies_do() -> None:
 def test_losses_have_a_panel_for_each_term_in_use() -> None:
     steps = np.arange(1, 6)
     small = np.stack([steps, 5.0 - steps / 2, np.ones(5), np.zeros(5)], axis=1)
-    charts = losses(["a", "b"], [small, small + [0, 1, 0, 0]])
+    charts = losses(["a", "b"], [small, small + np.array([0, 1, 0, 0])])
     assert [chart.title for chart in charts] == ["distance to the statistics of the real data", "u · cross-entropy"]
     assert [curve.title for curve in charts[0].curves] == ["a", "b", "mean of the units"]
     assert (charts[0].y.low, charts[0].y.log) == (0, False)
-    with_priors = losses(["a"], [small + [0, 0, 0, 0.1]])
+    with_priors = losses(["a"], [small + np.array([0, 0, 0, 0.1])])
     assert with_priors[-1].title == "priors"
     assert [curve.title for curve in with_priors[0].curves] == ["a"]
     steep = small * [1, 0, 1, 1] + np.array([0, 1, 0, 0]) * np.array([[900, 90, 30, 9, 3]]).T
