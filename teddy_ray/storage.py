@@ -195,11 +195,12 @@ class Storage:
 
     def sizes(self, stage: str) -> dict[str, int]:
         """Fingerprint -> bytes of all its files, of all artifacts of a stage, by one listing."""
-        root = f"{self.root}/artifacts/{stage}"
+        folder = f"/artifacts/{stage}"
+        selector = pafs.FileSelector(f"{self.root}{folder}", allow_not_found=True, recursive=True)
         sizes: dict[str, int] = {}
-        for entry in self.fs.get_file_info(pafs.FileSelector(root, allow_not_found=True, recursive=True)):
+        for entry in self.fs.get_file_info(selector):
             if entry.type == pafs.FileType.File:
-                fingerprint = entry.path.removeprefix(f"{root}/").partition("/")[0]
+                fingerprint = entry.path.rpartition(f"{folder}/")[2].partition("/")[0]
                 sizes[fingerprint] = sizes.get(fingerprint, 0) + entry.size
         return sizes
 
