@@ -188,7 +188,7 @@ def _point(row: Row, x: Axis, y: Axis) -> Point:
 def losses(names: Sequence[str], curves: Sequence[npt.NDArray[np.float64]]) -> list[Chart]:
     """A chart per term of Eq. 7, of each unit and of their mean. curves: (points, step and three terms) per unit."""
     titles = ("distance to the statistics of the real data", "u · cross-entropy", "priors")
-    last = max(curve[-1, 0] for curve in curves)
+    last, style = max(curve[-1, 0] for curve in curves), "unit" if len(curves) > 1 else "mean"
     charts = []
     for term, name in enumerate(titles, start=1):
         values = [curve[:, term] for curve in curves]
@@ -198,7 +198,7 @@ def losses(names: Sequence[str], curves: Sequence[npt.NDArray[np.float64]]) -> l
         log = bool(lowest > 0 and highest > LOG_FROM * lowest)
         axes = Axis(0, last, num_ticks=4), Axis(lowest * 0.8 if log else 0, highest * 1.05, log=log)
         drawn = [
-            _curve(unit, "unit", curve[:, 0], y, axes) for unit, curve, y in zip(names, curves, values, strict=True)
+            _curve(unit, style, curve[:, 0], y, axes) for unit, curve, y in zip(names, curves, values, strict=True)
         ]
         if len(curves) > 1 and len({len(y) for y in values}) == 1:
             drawn.append(_curve("mean of the units", "mean", curves[0][:, 0], np.mean(values, axis=0), axes))

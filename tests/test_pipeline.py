@@ -165,7 +165,7 @@ def test_larger_ipc_has_the_units_of_the_smaller(finished: Run, tmp_path: Path) 
     synthesis.run(open_session(tiny(tmp_path, synthesis__images_per_class=6)))
     larger = content_hashes(tmp_path, "unit")
     assert content_hashes(finished.folder, "unit").items() < larger.items()
-    assert len(larger) == 15
+    assert len(larger) == 15 * 2  # images and starts
 
 
 def test_parts_of_a_set_are_those_of_the_whole(finished: Run) -> None:
@@ -254,7 +254,7 @@ def test_mosaics_curriculum_and_priors_make_a_set(finished: Run, tmp_path: Path)
     session = open_session(recipe)
     synthesis.run(session)
     units = content_hashes(tmp_path, "unit")
-    assert len(units) == 10
+    assert len(units) == 10 * 2  # images and starts
     manifests = [json.loads(path.read_text()) for path in tmp_path.glob("artifacts/unit/*/manifest.json")]
     for manifest in manifests:
         losses = np.array(manifest["losses"])
