@@ -1,145 +1,132 @@
-"""report.html: one file that works offline, with the images, the curves, the table and the recipe of a run."""
+"""report.html: one file that works offline, with the images, the accuracies, the losses and the cost of a run."""
 
 from __future__ import annotations
 
-import base64
-import io
-import logging
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 import numpy as np
-import numpy.typing as npt
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 
-from teddy_ray.dataset import concatenate, decode
+from teddy_ray.gallery import LOSSLESS_SIDE, MAX_SIDE, ShownClass, gallery
 from teddy_ray.plan import Plan
+from teddy_ray.plots import Chart, compare, dots, losses, over_steps
 from teddy_ray.recipe_file import dump_recipe
 from teddy_ray.sources import Source
 from teddy_ray.storage import Storage
 from teddy_ray.summary import Summary
 from teddy_ray.tables import images_of, title, verdict
 
-logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # its first run says it builds a cache
+MAX_CURVES = 40
 
-MAX_CLASSES, MAX_PER_CLASS, MAX_CURVES = 20, 10, 12
-INK = "#010203"
-"""Stands for the page's text colour in plots, and is replaced by currentColor: readable in light and dark."""
+SCORES = {
+    "ior": ("IOR", "improvement over random: accuracy of distilled − of random real images, under the same labels"),
+    "hlr": (
+        "HLR",
+        "hard-label recovery: accuracy of the whole training set − of distilled, hard labels; less is better",
+    ),
+    "lrs": (
+        "LRS",
+        "label-robust score: (exp(a) − 1/e) / (e − 1/e) of a = (IOR − HLR) / 2; 0.269 where a = 0",
+    ),
+    "ars": ("ARS", "augmentation-robust score: the same of a = the mean of IOR with and without augmentation"),
+}
+"""Short name and definition, which are those of DD-Ranking."""
+
+DIFFERENCES = ("ior", "hlr")
+"""Scores that may be below 0."""
 
 
 def write_report(plan: Plan, source: Source, storage: Storage, summary: Summary) -> str:
-    """The page. Shows at most MAX_CLASSES classes and MAX_CURVES units, and says so."""
-    environment = Environment(loader=PackageLoader("teddy_ray"), undefined=StrictUndefined, autoescape=True)
-    environment.globals.update(title=title, images_of=images_of)
+    """The page."""
+    return render(
+        plan,
+        summary,
+        shown=gallery(plan, source, storage),
+        loss_charts=_loss_charts(plan, storage),
+        stage_bytes=_stage_bytes(plan, storage),
+    )
+
+
+def render(
+    plan: Plan,
+    summary: Summary,
+    *,
+    shown: Sequence[ShownClass],
+    loss_charts: Sequence[Chart],
+    stage_bytes: Mapping[str, int],
+) -> str:
+    """The page, of what was read for it."""
+    environment = Environment(
+        loader=PackageLoader("teddy_ray"),
+        undefined=StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(title=title, images_of=images_of, size=_size)
+    comparison = compare(summary.accuracy)
+    side = plan.recipe.data.image_size
     return environment.get_template("report.html").render(
         plan=plan,
         summary=summary,
         verdict=verdict(summary),
-        gallery=_gallery(plan, source, storage),
-        accuracy_plot=_plot_accuracy(summary),
-        loss_plot=_plot_losses(plan, storage),
+        gallery=shown,
+        scaled_to=min(side, MAX_SIDE) if side > LOSSLESS_SIDE else None,
+        comparison=comparison,
+        dots=dots(comparison),
+        step_charts=over_steps(comparison),
+        loss_charts=loss_charts,
         max_curves=MAX_CURVES,
+        scores=_scores(summary),
+        stage_bytes=stage_bytes,
         recipe=dump_recipe(plan.recipe),
     )
 
 
-def _gallery(plan: Plan, source: Source, storage: Storage) -> list[dict[str, Any]]:
-    """Per class a strip of real images and one of the distilled ones, read back as published."""
-    per_class = plan.recipe.synthesis.images_per_class
-    shown = min(per_class, MAX_PER_CLASS)
-    num_classes = min(len(plan.data.classes), MAX_CLASSES)
-    last_row = num_classes * per_class
-    shards = [shard for shard in plan.shards(plan.labelled(plan.distilled)) if shard.rows.start < last_row]
-    rows = concatenate([decode(storage.open("shard", shard.fingerprint).read("rows.parquet"))[0] for shard in shards])
-    gallery = []
-    for label in range(num_classes):
-        real = source.train.read(source.train.of_class(label)[:shown])
-        distilled = rows.images[rows.labels == label][:shown]
-        gallery.append(
-            {
-                "name": plan.data.classes[label],
-                "real": _strip(real),
-                "distilled": _strip(distilled),
-                "num": shown,
-                "num_real": len(real),
-            }
-        )
-    return gallery
+def _loss_charts(plan: Plan, storage: Storage) -> list[Chart]:
+    units = list(islice(plan.units(), MAX_CURVES))
+    manifests = [storage.open("unit", unit.fingerprint).manifest for unit in units]
+    return losses([unit.name for unit in units], [np.array(manifest["losses"]) for manifest in manifests])
 
 
-def _strip(images: npt.NDArray[np.uint8]) -> str:
-    """(n c h w) as one PNG, side by side with a transparent gap, as a data URI."""
-    n, _, height, width = images.shape
-    gap = max(1, width // 16)
-    strip = np.zeros((height, n * (width + gap) - gap, 4), dtype=np.uint8)
-    for index, image in enumerate(images):
-        left = index * (width + gap)
-        strip[:, left : left + width, :3] = np.broadcast_to(image.transpose(1, 2, 0), (height, width, 3))
-        strip[:, left : left + width, 3] = 255
-    buffer = io.BytesIO()
-    Image.fromarray(strip, "RGBA").save(buffer, "PNG")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _stage_bytes(plan: Plan, storage: Storage) -> dict[str, int]:
+    """What each stage has published, in bytes as stored."""
+    sizes: dict[str, Mapping[str, int]] = {}
+    totals = {}
+    for stage, artifacts in _artifacts(plan):
+        totals[stage] = 0
+        for kind, fingerprint in artifacts:
+            if kind not in sizes:
+                sizes[kind] = storage.sizes(kind)
+            totals[stage] += sizes[kind].get(fingerprint, 0)
+    return totals
 
 
-def _plot_accuracy(summary: Summary) -> str:
-    names = list(summary.accuracy)[::-1]
-    rows = [summary.accuracy[name] for name in names]
-    figure, axes = _figure(height=0.7 + 0.45 * len(rows))
-    colours = ["#c2410c" if name.startswith("distilled") else "#64748b" for name in names]
-    axes.barh(
-        range(len(rows)),
-        [row.mean for row in rows],
-        xerr=[row.std or 0 for row in rows],
-        color=colours,
-        ecolor=INK,
-        capsize=4,
-    )
-    axes.set_yticks(range(len(rows)), [title(name) for name in names])
-    lowest = min(row.mean - (row.std or 0) for row in rows)
-    axes.set_xlim(max(0.0, np.floor(lowest * 10 - 0.5) / 10), 1.0)
-    axes.set_xlabel(
-        "accuracy on the test split (the axis does not start at 0)"
-        if axes.get_xlim()[0] > 0
-        else "accuracy on the test split"
-    )
-    return _svg(figure)
+def _artifacts(plan: Plan) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Each stage with its artifacts: (kind, fingerprint)."""
+    controls = [shard for labelled in plan.labelled_controls for shard in plan.shards(labelled)]
+    yield "pool", [("member", member.fingerprint) for member in plan.members]
+    yield "statistics", [("moments", part.fingerprint) for part in plan.class_ranges()]
+    yield "synthesis", [("unit", unit.fingerprint) for unit in plan.units()]
+    yield "labels", [("shard", shard.fingerprint) for shard in plan.shards(plan.labelled(plan.distilled))]
+    yield "evaluation", [("shard", shard.fingerprint) for shard in controls]
 
 
-def _plot_losses(plan: Plan, storage: Storage) -> str:
-    figure, axes = _figure(height=3.2)
-    for index, unit in enumerate(plan.units()):
-        if index == MAX_CURVES:
-            break
-        steps, statistics, ce, _ = np.array(storage.open("unit", unit.fingerprint).manifest["losses"]).T
-        colour = f"C{index}"
-        axes.plot(steps, statistics, color=colour, label=unit.name)
-        axes.plot(steps, ce, color=colour, linestyle=":")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss: statistics (line), u CE (dots)")
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, labelcolor=INK, fontsize="small")
-    return _svg(figure)
+def _scores(summary: Summary) -> list[tuple[str, str, str]]:
+    """(name, value, what it is) of the scores whose controls were run."""
+    shown = []
+    for name, value in summary.scores.items():
+        if value is not None:
+            short, meaning = SCORES[name]
+            shown.append((short, f"{value:+.4f}" if name in DIFFERENCES else f"{value:.4f}", meaning))
+    return shown
 
 
-def _figure(height: float) -> tuple[Any, Any]:
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    colours: dict[Any, Any] = {
-        key: INK for key in ("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "text.color")
-    }
-    with rc_context({**colours, "axes.spines.top": False, "axes.spines.right": False, "font.size": 10}):
-        figure = Figure(figsize=(7.2, height), layout="constrained")
-        axes = figure.add_subplot()
-    return figure, axes
-
-
-def _svg(figure: Any) -> str:
-    from matplotlib import rc_context
-
-    buffer = io.StringIO()
-    # text stays text, in the page's own font; a fixed salt gives equal figures equal bytes
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "teddy_ray", "font.family": "sans-serif"}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :].replace(INK, "currentColor")
+def _size(num_bytes: float) -> str:
+    """Bytes as a person reads them, such as 45.3 kB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if num_bytes < 1000:
+            return f"{num_bytes:,.0f} {unit}" if unit == "bytes" else f"{num_bytes:.3g} {unit}"
+        num_bytes /= 1000
+    return f"{num_bytes:,.3g} TB"

@@ -199,6 +199,17 @@ class Storage:
         manifests = (entry.path for entry in self.fs.get_file_info(selector) if entry.base_name == MANIFEST)
         return {path.rsplit("/", 2)[1] for path in manifests}
 
+    def sizes(self, stage: str) -> dict[str, int]:
+        """Fingerprint -> bytes of all its files, of all artifacts of a stage, by one listing."""
+        folder = f"/artifacts/{stage}"
+        selector = pafs.FileSelector(f"{self.root}{folder}", allow_not_found=True, recursive=True)
+        sizes: dict[str, int] = {}
+        for entry in self.fs.get_file_info(selector):
+            if entry.type == pafs.FileType.File:
+                fingerprint = entry.path.rpartition(f"{folder}/")[2].partition("/")[0]
+                sizes[fingerprint] = sizes.get(fingerprint, 0) + entry.size
+        return sizes
+
     def open(self, stage: str, fingerprint: str) -> Artifact:
         path = f"artifacts/{stage}/{fingerprint}"
         try:

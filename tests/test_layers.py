@@ -67,7 +67,7 @@ FLOORS = (
         "given",
     },
     {"stages"},
-    {"summary", "tables", "card", "report", "publication", "flow", "cli"},
+    {"summary", "tables", "card", "report", "gallery", "plots", "publication", "flow", "cli"},
 )
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 FORBIDDEN = ({"torch", "torchvision", "safetensors", "ray"}, {"ray"}, {"ray"}, set(), set())

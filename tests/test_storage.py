@@ -63,6 +63,21 @@ def test_a_manifest_has_stage_fingerprint_and_size_and_hash_of_every_file(storag
     }
 
 
+def test_sizes_are_those_of_all_files_of_each_artifact(storage):
+    check_sizes(storage)
+
+
+def check_sizes(storage):
+    assert storage.sizes("unit") == {}
+    for fingerprint, content in (("e" * 32, b"longer payload"), ("f" * 32, b"payload")):
+        put(storage, content, fingerprint)
+    sizes = storage.sizes("unit")
+    assert sorted(sizes) == ["e" * 32, "f" * 32]
+    manifest = storage.read(f"artifacts/unit/{'f' * 32}/manifest.json")
+    assert sizes["f" * 32] == len(b"payload") + len(b"text") + len(manifest)
+    assert storage.sizes("shard") == {}
+
+
 def test_an_artifact_is_there_from_its_publication_on(storage):
     assert not storage.has("unit", "f" * 32)
     with storage.publish("unit", "f" * 32) as draft:
@@ -285,6 +300,10 @@ def test_an_object_store_publishes_and_reads(bucket):
     assert bucket.read("runs/a/x") == b"new"
     bucket.close_session()
     assert bucket.has("unit", "f" * 32)
+
+
+def test_an_object_store_knows_the_sizes_of_artifacts(bucket):
+    check_sizes(bucket)
 
 
 def test_an_object_store_keeps_the_first_of_two_publications(bucket):
