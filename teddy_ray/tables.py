@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from teddy_ray.plan import Plan
+from teddy_ray.records import Row
 from teddy_ray.rows import ROWS
 from teddy_ray.storage import Storage
 from teddy_ray.summary import DISTILLED, REPORT, Summary, read_summary
@@ -26,20 +27,32 @@ def title(row: str) -> str:
 
 
 def verdict(summary: Summary) -> str:
-    """What the table says, in a sentence: the distilled set against random real images under equal labels."""
-    gain = summary.improvement_over_random
-    if gain is None:
-        return "Without the control random_soft (random real images, equal labels) this says little about distillation."
-    distilled, random = summary.accuracy["distilled"], summary.accuracy["random_soft"]
-    steps = f"{distilled.student_steps:,} student steps"
-    points = f"{100 * gain:+.1f} points against random real images under equal labels, at {steps}"
-    if distilled.std is None or random.std is None:
-        return f"Distilled: {points}. One seed allows no judgement; give evaluation.seeds several."
-    noise = 2 * math.sqrt(distilled.std**2 / distilled.n + random.std**2 / random.n)
+    """What the table says, in two sentences: the distilled set against its controls under equal labels."""
+    distilled = summary.accuracy["distilled"]
+    random, start = (summary.accuracy.get(control) for control in ("random_soft", "start_soft"))
+    if random is None:
+        text = "Without the control random_soft (random real images, equal labels) this says little about distillation."
+    else:
+        steps = f"at {distilled.student_steps:,} student steps"
+        text = f"Distilled: {_lead(distilled, random, f'random real images under equal labels, {steps}')}"
+    if start is not None:
+        text += (
+            f" The synthesis itself: {_lead(distilled, start, 'the images that it started from, under equal labels')}"
+        )
+    return text
+
+
+def _lead(distilled: Row, control: Row, what: str) -> str:
+    """By how much the distilled images lead, and whether that is more than two standard errors."""
+    gain = distilled.mean - control.mean
+    text = f"{100 * gain:+.1f} points against {what}."
+    if distilled.std is None or control.std is None:
+        return f"{text} One seed allows no judgement; give evaluation.seeds several."
+    noise = 2 * math.sqrt(distilled.std**2 / distilled.n + control.std**2 / control.n)
     if gain > noise:
-        return f"Distilled: {points}."
+        return text
     judgement = "no better" if gain >= -noise else "worse"
-    return f"Distilled: {points}. That is {judgement} than the control: two standard errors are {100 * noise:.1f}."
+    return f"{text} That is {judgement} than the control: two standard errors are {100 * noise:.1f}."
 
 
 def images_of(row: str, summary: Summary) -> int:

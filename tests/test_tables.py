@@ -39,5 +39,22 @@ def test_a_clear_gain_is_not_called_none():
 
 
 def test_without_the_control_nothing_is_claimed():
-    text = verdict(SimpleNamespace(accuracy={}, improvement_over_random=None))
-    assert "says little" in text
+    alone = summary([0.91], [0.90])
+    del alone.accuracy["random_soft"]
+    assert "says little" in verdict(alone)
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        ([0.81, 0.80, 0.82], "itself: +10.0 points against the images that it started from, under equal labels."),
+        ([0.91, 0.92, 0.90], "no better"),
+        ([0.95, 0.96, 0.94], "worse"),
+    ],
+)
+def test_the_synthesis_is_judged_by_what_it_started_from(start, says):
+    found = summary([0.91, 0.90, 0.92], [0.81, 0.80, 0.82])
+    found.accuracy["start_soft"] = summary(start, [0.5]).accuracy["distilled"]
+    text = verdict(found)
+    assert "+10.0 points against random real images under equal labels, at 1,200 student steps." in text
+    assert says in text
