@@ -23,6 +23,9 @@ FLOORS = (
         "plan",
         "randomness",
         "progress",
+        "paper",
+        "comparison",
+        "comparison_runs",
     },
     {
         "augment",
@@ -48,7 +51,18 @@ FLOORS = (
     },
     {"storage", "checkpoints", "weights", "stored_moments", "sources", "dataset", "members", "given"},
     {"stages"},
-    {"summary", "tables", "card", "report", "publication", "flow", "cli"},
+    {
+        "summary",
+        "tables",
+        "card",
+        "report",
+        "publication",
+        "flow",
+        "comparison_results",
+        "comparison_page",
+        "compare",
+        "cli",
+    },
 )
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 FORBIDDEN = ({"torch", "torchvision", "safetensors", "ray"}, {"ray"}, {"ray"}, set(), set())
