@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import json
 from collections.abc import Iterator, Mapping
@@ -119,6 +120,8 @@ def _one_ray(prepared: Prepared, missing: list[Recipe], progress: Progress) -> I
     if not missing or any(cluster_address(run) is not None for run in missing):
         yield
         return
+    for name in ("ray.train", "ray.data"):  # before Ray starts, which quietens their loggers: they set them up anew
+        importlib.import_module(name)
     first = missing[0]
     host = Session(prepared.plans[first.name], prepared.sources[first.data], prepared.storage, progress)
     with contextlib.closing(host):

@@ -107,7 +107,9 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _title(row: ResultRow) -> str:
-    return f"{row.method.title} ({row.labels} labels)" if row.labels else row.method.title
+    """With the labels, where they are known and the title does not name them."""
+    labels = f"{row.labels} labels"
+    return f"{row.method.title} ({labels})" if row.labels and labels not in row.method.title else row.method.title
 
 
 def _cell(cell: Result) -> str:

@@ -22,6 +22,8 @@ EQUAL_TREATMENT = {
 MORE_IMAGES = ("full_data",)
 """Rows whose students learn from more images than the others': no contestants."""
 
+UNFINISHED = "not finished"
+
 
 @dataclass(frozen=True)
 class DataFacts:
@@ -308,20 +310,28 @@ def _verdicts(table: Table, rows: Sequence[ResultRow]) -> Iterator[str]:
                 f"(row: {partner[2]}), so its accuracy says little about distillation."
             )
             continue
-        judged = "; ".join(
-            f"{_heading(column)}: {_judgement(ours, theirs)}"
-            for column, ours, theirs in zip(columns_of(table), row.cells, control.cells, strict=True)
-        )
-        yield f"{row.method.title} against {control.method.title}: {judged}."
+        yield f"{row.method.title} against random real images under equal labels: {_by_word(table, row, control)}."
 
 
-def _judgement(ours: Result, random: Result) -> str:
+def _by_word(table: Table, row: ResultRow, control: ResultRow) -> str:
+    """Columns with the same judgement together."""
+    words: dict[str, list[str]] = {}
+    for column, ours, theirs in zip(columns_of(table), row.cells, control.cells, strict=True):
+        word, points = _judgement(ours, theirs)
+        words.setdefault(word, []).append(_heading(column) + points)
+    if list(words) == [UNFINISHED]:
+        return UNFINISHED
+    return "; ".join(f"{word} with {', '.join(columns)}" for word, columns in words.items())
+
+
+def _judgement(ours: Result, random: Result) -> tuple[str, str]:
+    """In a word, and in points."""
     if ours.mean is None or random.mean is None:
-        return "not finished"
+        return UNFINISHED, ""
     gain = _gap(ours, random)
     noise = two_standard_errors(ours, random)
     points = f"{100 * gain:+.1f} points"
     if noise is None:
-        return f"{points}; one seed allows no judgement"
+        return "no judgement from one seed", f" ({points})"
     word = "better" if gain > noise else "no better" if gain >= -noise else "worse"
-    return f"{word}, {points} (two standard errors: {100 * noise:.1f})"
+    return word, f" ({points}, two standard errors {100 * noise:.1f})"
