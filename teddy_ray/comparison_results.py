@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,22 +239,29 @@ def _notes(table: Table, rows: Sequence[ResultRow], paper_rows: Sequence[PaperRo
         yield f"There are no figures of the paper on {title} for these images per class and students."
         return
     for mark, where in (("paper", f"in {paper.citation}"), ("published", "elsewhere, as the literature cites them")):
-        of_mark = [figure for figure in shown if figure.mark == mark]
-        if of_mark:
-            training = dict.fromkeys(
-                f"{paper.methods[figure.method].title}: {paper.methods[figure.method].training}" for figure in of_mark
-            )
+        methods = dict.fromkeys(figure.method for figure in shown if figure.mark == mark)
+        if methods:
             yield (
-                f"({mark}): not measured here but published {where}, on {title}. Behind each lie the students' "
-                f"training and labels of that publication ({'; '.join(training)})."
+                f"({mark}): not measured here but published {where}, on {title}, after the students' training of that "
+                f"publication ({_training(methods)})."
             )
     epochs = dict.fromkeys(f"{run.evaluation.epochs:,}" for run in layout.runs)
+    other = ", but for the rows that name a student of their own" if paper_rows and not table.columns.students else ""
     held = dict.fromkeys(f"{run.data.validation:g}" for run in layout.runs)
     yield (
-        f"Data set, images per class and student are the same; where a row names another student, it is not. Ours: "
-        f"students of {' or '.join(epochs)} epochs on the labels that the row names; a share of {' or '.join(held)} "
-        "of the training images is held out as validation part."
+        f"Data set, images per class and student are the same{other}. Ours: students of {' or '.join(epochs)} epochs "
+        f"on the labels that the row names; a share of {' or '.join(held)} of the training images is held out as "
+        "validation part."
     )
+
+
+def _training(methods: Iterable[str]) -> str:
+    """How students of published methods were trained, those of equal training together."""
+    titles: dict[str, list[str]] = {}
+    for name in methods:
+        method = load_paper().methods[name]
+        titles.setdefault(method.training, []).append(method.title)
+    return "; ".join(f"{', '.join(of_these)}: {training}" for training, of_these in titles.items())
 
 
 # -- what follows ----------------------------------------------------------------------------------------------------

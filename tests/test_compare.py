@@ -173,7 +173,10 @@ def test_the_entry_point_for_jobs_is_the_same_command(file, storage):
 
 def test_two_methods_at_two_numbers_of_images(shared_ray, file, storage, capfd):
     """End to end; the runs share pool and statistics, and the report of each stands where the page links to."""
-    flags = ["--set", "evaluation.epochs=2", "--set", "pool.seeds=[0]", "--set", "synthesis.steps=5"]
+    stages = ("pool", "statistics", "synthesis", "labels", "evaluation")
+    small = ["evaluation.epochs=2", "pool.seeds=[0]", "pool.snapshots=[1]", "synthesis.steps=5"]
+    settings = [*small, *(f"{stage}.num_workers=1" for stage in stages)]
+    flags = [piece for setting in settings for piece in ("--set", setting)]
     assert run(file, storage, *flags) == 0
     captured = capfd.readouterr()
     assert "run 2 of 2: mine-tiny-ipc2-seed0" in captured.err

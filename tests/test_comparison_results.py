@@ -202,7 +202,7 @@ def test_methods_that_no_row_runs_appear_with_published_figures_alone(lay_out):
     assert rows["SRe2L"] == ("ResNet-18, soft labels", ["0.272 (published)", "0.475 (published)"])
     first = table.notes[0]
     assert first.startswith("(paper): not measured here but published in Yu, Liu, Ye, Wang:")
-    assert "DC: hard labels, 1,000 epochs in batches of 256" in first
+    assert "(DC, DSA, DM, IDM, MTT, FTD, TESLA: hard labels, 1,000 epochs in batches of 256)" in first
     assert "SRe2L" not in first
     assert table.notes[1].startswith("(published): not measured here but published elsewhere")
     assert "students of 4 epochs" in table.notes[2]
