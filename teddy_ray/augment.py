@@ -6,6 +6,7 @@ Matrix products, unlike a gather, have a deterministic backward on every device.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -13,24 +14,39 @@ import torch
 from torch import Tensor
 
 from teddy_ray.randomness import uniforms
-from teddy_ray.recipe import Augmentation, Synthesis
+
+if TYPE_CHECKING:
+    from teddy_ray.recipe import Augmentation, Synthesis
 
 Array = npt.NDArray[np.float64]
 Boxes = Array
 """(n 5): top, left, height, width as shares of the image, and 1 where the image is mirrored."""
 
 
-def draw_boxes(augmentation: Augmentation, random: np.random.Generator, num: int) -> Boxes:
+class Crops(Protocol):
+    """How crops are drawn: `recipe.Augmentation`, or what a published set says of it."""
+
+    @property
+    def crop_scale(self) -> tuple[float, float]: ...
+
+    @property
+    def crop_ratio(self) -> tuple[float, float]: ...
+
+    @property
+    def flip(self) -> bool: ...
+
+
+def draw_boxes(augmentation: Crops, random: np.random.Generator, num: int) -> Boxes:
     """Draw the views of `num` images. A longer draw starts with the shorter one."""
     return boxes_of(augmentation, random.random((num, 5)))
 
 
-def boxes_of_each(augmentation: Augmentation, keys: Iterable[tuple[str | int, ...]]) -> Boxes:
+def boxes_of_each(augmentation: Crops, keys: Iterable[tuple[str | int, ...]]) -> Boxes:
     """One view for each key, and from it alone."""
     return boxes_of(augmentation, uniforms(keys, 5))
 
 
-def boxes_of(augmentation: Augmentation, uniform: Array) -> Boxes:
+def boxes_of(augmentation: Crops, uniform: Array) -> Boxes:
     """The views that draws (n 5) from [0, 1) stand for."""
     area = _between(uniform[:, 0], *augmentation.crop_scale)
     # of the ratios, those at which a box of this area fits into the image

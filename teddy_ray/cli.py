@@ -1,7 +1,4 @@
-"""The command line: distill, plan, compare, check.
-
-Status 0 done, 1 failed while running, 2 wrong input, 130 interrupted.
-"""
+"""The command line. Status 0 done, 1 failed while running, 2 wrong input, 130 interrupted."""
 
 from __future__ import annotations
 
@@ -10,9 +7,9 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import FrameType
+from typing import Any
 
 import teddy_ray
 from teddy_ray.comparison import load_comparison
@@ -76,8 +73,15 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", parents=[options], help="methods side by side, beside the paper's figures")
     compare.add_argument("file", metavar="COMPARISON", help="such as pipelines/comparisons/digits.yaml")
     compare.set_defaults(run=_compare)
+    export = commands.add_parser("export", help="write a distilled data set in the form that other loaders want")
+    export.add_argument("path", metavar="RUN", help="a path or URI such as runs/digits or runs/digits/distilled")
+    export.add_argument(
+        "--format", required=True, choices=("imagefolder", "parquet"), help="without soft labels, or with"
+    )
+    export.add_argument("destination", metavar="DEST", help="a folder that is empty or not there yet, or its URI")
+    export.set_defaults(run=_export)
     check = commands.add_parser("check", help="verify a distilled data set")
-    check.add_argument("path", metavar="PATH", type=Path, help="a folder such as runs/digits/distilled")
+    check.add_argument("path", metavar="PATH", help="a path or URI such as runs/digits/distilled")
     check.set_defaults(run=_check)
     return parser
 
@@ -119,15 +123,27 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(compare(layout, Progress()))
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    from teddy_ray.dataset import check_folder
+def _export(arguments: argparse.Namespace) -> None:
+    from teddy_ray.exports import export
 
-    facts = check_folder(arguments.path)
+    print(export(arguments.path, arguments.format, arguments.destination))
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from teddy_ray.published import check_set
+
+    facts = check_set(arguments.path)
     num_images = facts["images_per_class"] * len(facts["classes"])
     print(
         f"{arguments.path}: {num_images} images of {len(facts['classes'])} classes, "
-        f"{facts['views']['num_views']} labelled views each; every byte is as published"
+        f"{_labels_of(facts['labels'])}; every byte is as published"
     )
+
+
+def _labels_of(labels: Mapping[str, Any]) -> str:
+    if labels["mode"] == "none":
+        return "labelled by the members that lie beside them"
+    return "one soft label each" if labels["averaged"] else f"{labels['num_views']} labelled views each"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ NOT_TO_SET = {
     "storage": "leave it out: `storage` of the comparison, or --storage, is for all recipes",
     "evaluation.seeds": "leave it out: students and random draws have seeds of their own for each of `seeds`",
     "evaluation.controls": "leave it out: add rows whose `row` names the control",
+    "evaluation.longer_epochs": "leave it out: add rows such as distilled@900",
 }
 """Keys of recipes that a comparison gives itself."""
 
@@ -35,7 +36,8 @@ class Method(Part):
     recipe: str
     """The recipe, as a path from the comparison file's folder."""
     row: Annotated[str, Field(pattern=r"^[a-z_]+(@[0-9]+)?$")] = "distilled"
-    """What of the recipe's accuracies: distilled, or a control such as random_soft."""
+    """What of the recipe's accuracies: distilled, or a control such as random_soft; distilled@900: of students that
+    are trained for 900 epochs."""
     set: Settings = Field(default={})
     """Keys of the recipe that differ for this row, such as `evaluation.epochs: 900`."""
     paper: str | None = None

@@ -8,12 +8,14 @@ import os.path
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from teddy_ray.comparison import IPC, STUDENTS, Comparison, Method, Table, flat
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.recipe import Recipe
 from teddy_ray.recipe_file import load_recipe, parse_recipe
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ class Layout:
 
 @dataclass
 class _Run:
-    """A run in the making: students and controls are added by the cells that need them."""
+    """A run in the making: students, controls and budgets are added by the cells that need them."""
 
     recipe: Recipe
     students: list[str] = field(default_factory=list)
     controls: list[str] = field(default_factory=list)
+    longer_epochs: list[int] = field(default_factory=list)
 
 
 def expand(
@@ -79,7 +82,6 @@ def expand(
                 try:
                     recipe = _load(comparison, r, table, column, file, overrides, values or {})
                     student = recipe.evaluation.students[0] if table.columns.students is None else str(column)
-                    _check_row(r, method, recipe)
                 except InputError as error:
                     found += error.problems
                     continue
@@ -88,6 +90,7 @@ def expand(
                     run = runs.setdefault(_identity(seeded), _Run(seeded))
                     _add(run.students, student)
                     _add(run.controls, *recipe.evaluation.controls)
+                    _add(run.longer_epochs, *recipe.evaluation.longer_epochs)
                     wanted.setdefault((t, r, c), []).append((method.row, student, _identity(seeded)))
     if any(problems.values()):
         raise InputError(merge_problems(problems))
@@ -141,7 +144,7 @@ def _load(
         settings |= flat(part)
     # as overrides, before those of the command line: YAML takes all that JSON can say
     given = [f"{key}={json.dumps(value, ensure_ascii=False, default=str)}" for key, value in settings.items()]
-    control, _, _ = method.row.partition("@")
+    control, _, epochs = method.row.partition("@")
     varied = IPC if table.columns.students is None else STUDENTS
     try:
         return load_recipe(
@@ -151,6 +154,7 @@ def _load(
                 **values,
                 "storage": comparison.storage,
                 "evaluation.controls": [] if control == "distilled" else [control],
+                "evaluation.longer_epochs": [int(epochs)] if epochs else [],
                 varied: column if varied == IPC else [column],
             },
         )
@@ -164,17 +168,9 @@ def _about_row(problem: Problem, row: int, method: Method) -> Problem:
         return Problem(f"rows.{row}.recipe", problem.value, problem.remedy)
     if problem.key.startswith("evaluation.controls"):
         return Problem(f"rows.{row}.row", method.row, f"{problem.remedy}, or 'distilled'")
+    if problem.key.startswith("evaluation.longer_epochs"):
+        return Problem(f"rows.{row}.row", method.row, f"epochs: {problem.remedy}")
     return problem
-
-
-def _check_row(index: int, method: Method, recipe: Recipe) -> None:
-    """A row such as distilled@900 needs the recipe to train students for so long."""
-    _, at, epochs = method.row.partition("@")
-    longer = getattr(recipe.evaluation, "longer_epochs", None)
-    budgets = longer if isinstance(longer, tuple) else (longer,)
-    if at and int(epochs) not in budgets:
-        remedy = f"set evaluation.longer_epochs to {epochs}, or leave out @{epochs}"
-        raise InputError([Problem(f"rows.{index}.row", method.row, remedy)])
 
 
 def _with_seed(recipe: Recipe, seed: int, num_students: int) -> Recipe:
@@ -186,11 +182,12 @@ def _with_seed(recipe: Recipe, seed: int, num_students: int) -> Recipe:
 def _identity(recipe: Recipe) -> str:
     """Equal where one run can serve: all of the recipe but what cells add to it."""
     tree = recipe.model_dump(mode="json")
-    del tree["evaluation"]["students"], tree["evaluation"]["controls"]
+    for key in ("students", "controls", "longer_epochs"):
+        del tree["evaluation"][key]
     return json.dumps(tree, sort_keys=True)
 
 
-def _add(names: list[str], *more: str) -> None:
+def _add(names: list[T], *more: T) -> None:
     names += [name for name in more if name not in names]
 
 
@@ -200,7 +197,11 @@ def _name(comparison: Comparison, runs: Mapping[str, _Run]) -> dict[str, Recipe]
     names: set[str] = set()
     for identity, run in runs.items():
         tree = run.recipe.model_dump(mode="json")
-        tree["evaluation"] |= {"students": run.students, "controls": run.controls}
+        tree["evaluation"] |= {
+            "students": run.students,
+            "controls": run.controls,
+            "longer_epochs": sorted(run.longer_epochs),
+        }
         name = f"{comparison.name}-{tree['name']}-ipc{tree['synthesis']['images_per_class']}"
         seed = f"-seed{tree['seed']}"
         if name + seed in names:

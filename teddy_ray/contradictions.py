@@ -54,6 +54,7 @@ def contradictions(recipe: Recipe) -> Iterable[Problem]:
         if len(set(values)) < len(values):
             yield Problem(key, list(values), "should name each only once")
     yield from _pool_contradictions(recipe)
+    yield from _label_contradictions(recipe)
 
 
 def _pool_contradictions(recipe: Recipe) -> Iterable[Problem]:
@@ -77,3 +78,17 @@ def _pool_contradictions(recipe: Recipe) -> Iterable[Problem]:
     if pool.batch_size < 2 * pool.workers_per_base and pool.workers_per_base > 1:
         remedy = f"should be at least {2 * pool.workers_per_base}, two images for each of pool.workers_per_base"
         yield Problem("pool.batch_size", pool.batch_size, remedy)
+
+
+def _label_contradictions(recipe: Recipe) -> Iterable[Problem]:
+    labels, evaluation = recipe.labels, recipe.evaluation
+    if labels.mode == "top_k" and labels.ensemble == "logits":
+        yield Problem("labels.mode", "top_k", "should be fp16 or none with labels.ensemble logits: logits have no rest")
+    if labels.averaged and labels.mode == "none":
+        yield Problem("labels.averaged", True, "should be false with labels.mode none, which stores no label")
+    if labels.averaged and labels.cutmix > 0:
+        yield Problem("labels.cutmix", labels.cutmix, "should be 0 with labels.averaged: partners change with the view")
+    budgets = [evaluation.epochs, *evaluation.longer_epochs]
+    if budgets != sorted(set(budgets)):
+        remedy = f"should rise, from more than evaluation.epochs, {evaluation.epochs}"
+        yield Problem("evaluation.longer_epochs", list(evaluation.longer_epochs), remedy)

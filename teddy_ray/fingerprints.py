@@ -11,12 +11,12 @@ VERSIONS = {
     "member": 1,
     "pool": 2,
     "statistics": 2,
-    "unit": 2,
+    "unit": 3,
     "synthesis": 2,
-    "set": 1,
-    "labels": 1,
-    "student": 2,
-    "evaluation": 1,
+    "set": 2,
+    "labels": 2,
+    "student": 3,
+    "evaluation": 2,
 }
 """Raise a number when the algorithm behind it changes its bytes: nothing old is reused then."""
 

@@ -17,7 +17,7 @@ from teddy_ray.plan import Plan
 from teddy_ray.pool_plan import DataFacts
 from teddy_ray.progress import Progress
 from teddy_ray.publication import check_run_folder, publish_run
-from teddy_ray.recipe import Recipe
+from teddy_ray.recipe import Recipe, result_fields
 from teddy_ray.sources import Source, open_source
 from teddy_ray.stages.session import Session, check_local_resources
 from teddy_ray.storage import Storage
@@ -57,6 +57,8 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None, sour
     plan = Plan(recipe, _facts(source), code=_code(recipe))
     given = read_given(plan, source.validation, storage)
     plan = replace(plan, given=given.facts) if given else plan
+    if problems := list(_label_problems(plan)):
+        raise InputError(problems)
     if not storage.has("pool", plan.pool):
         check_prunable(plan)
     return Prepared(plan, source, storage, given)
@@ -143,6 +145,16 @@ def _data_problems(recipe: Recipe, source: Source) -> list[Problem]:
             )
         ]
     return []
+
+
+def _label_problems(plan: Plan) -> Iterator[Problem]:
+    """Where the recipe asks for labels that the pool or the classes do not allow."""
+    labels, num_classes = plan.recipe.labels, len(plan.data.classes)
+    if not plan.label_members:
+        remedy = f"chooses none of the pool's members: {', '.join(member.name for member in plan.members)}"
+        yield Problem("labels.members", result_fields(labels.members), remedy)
+    if labels.mode == "top_k" and labels.top_k >= num_classes:
+        yield Problem("labels.top_k", labels.top_k, f"should be less than the {num_classes} classes; or choose fp16")
 
 
 def _architecture_problems(recipe: Recipe, source: Source | None) -> list[Problem]:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from teddy_ray.errors import InputError, Problem
-from teddy_ray.models import Classifier, build, freeze
+from teddy_ray.models import MEAN, STD, Classifier, build, freeze
 from teddy_ray.plan import Plan
 from teddy_ray.pool import Labelled, measure
 from teddy_ray.pool_plan import Member
@@ -73,16 +73,23 @@ def load_member(plan: Plan, storage: Storage, member: Member) -> Classifier:
 
 def build_for(plan: Plan, architecture: str, *, seed: int = 0) -> Classifier:
     """A model of an architecture for the plan's data, with weights drawn from the seed."""
-    data, base = plan.recipe.data, plan.recipe.pool.base
-    normalisation = {"mean": base.mean, "std": base.std} if base.weights is not None else {}
+    data = plan.recipe.data
+    mean, std = normalisation(plan)
     return build(
         architecture,
         num_classes=len(plan.data.classes),
         channels=data.channels,
         image_size=data.image_size,
         seed=seed,
-        **normalisation,
+        mean=mean,
+        std=std,
     )
+
+
+def normalisation(plan: Plan) -> tuple[float | tuple[float, ...], float | tuple[float, ...]]:
+    """Mean and standard deviation that the members' pixels are normalised by."""
+    base = plan.recipe.pool.base
+    return (base.mean, base.std) if base.weights is not None else (MEAN, STD)
 
 
 def check_prunable(plan: Plan) -> None:

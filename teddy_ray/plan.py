@@ -10,11 +10,21 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
 
 from teddy_ray.fingerprints import fingerprint
+from teddy_ray.image_sets import (
+    ImageSet,
+    LabelledSet,
+    Shard,
+    is_chosen,
+    labelled_fingerprint,
+    random_fingerprint,
+    start_fingerprint,
+)
 from teddy_ray.pool_plan import DataFacts, Given, Member, PoolPlan
 from teddy_ray.recipe import Recipe, result_fields
+from teddy_ray.rows import Kind
+from teddy_ray.student_plan import StudentRun, student_runs
 
 CHUNKS, MIN_CHUNK = 64, 1000
 """chunk_size: auto makes so many of the data, each of so many images at least: a chunk begins with a batch that
@@ -49,49 +59,6 @@ class Unit:
     @property
     def num_images(self) -> int:
         return len(self.classes) * len(self.slots)
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """A small set of images that is labelled and trained on. draw: seed of a random draw, None for the distilled set.
-
-    fingerprint identifies the images, labelled the images with their soft labels.
-    """
-
-    name: str
-    draw: int | None
-    fingerprint: str
-    labelled: str
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A file of a labelled set: a range of its rows."""
-
-    set_name: str
-    rows: range
-    fingerprint: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.set_name} rows {self.rows[0]}-{self.rows[-1]}"
-
-
-@dataclass(frozen=True)
-class StudentRun:
-    """One student: which row of the table it counts for, what it learns from, and with which labels."""
-
-    row: str
-    student: str
-    seed: int
-    images: ImageSet | None  # None: the whole training set
-    labels: Literal["soft", "hard"]
-    epochs: int
-    fingerprint: str
-
-    @property
-    def name(self) -> str:
-        return f"{self.row} {self.student} seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -192,94 +159,68 @@ class Plan:
             digest.update(unit.fingerprint.encode())
         return fingerprint("synthesis", units=digest.hexdigest())
 
-    @cached_property
+    @property
+    def label_members(self) -> tuple[Member, ...]:
+        """The members that label."""
+        return tuple(member for member in self.members if is_chosen(member, self.recipe.labels.members))
+
+    @property
     def distilled(self) -> ImageSet:
-        return ImageSet("distilled", None, self.synthesis, self._labelled(self.synthesis))
+        return self.image_set("distilled")
+
+    def image_set(self, kind: Kind, draw: int | None = None) -> ImageSet:
+        """A small set of images. draw: the seed of a random one."""
+        if kind == "distilled":
+            return ImageSet(kind, None, self.synthesis)
+        if kind == "start":
+            return ImageSet(kind, None, start_fingerprint(self.recipe, self.data.train, self.pool))
+        assert draw is not None
+        return ImageSet(kind, draw, random_fingerprint(self.recipe, self.data.train, draw))
+
+    def labelled(self, images: ImageSet, *, plain: bool = False) -> LabelledSet:
+        """A set with soft labels."""
+        found = labelled_fingerprint(self.recipe, images, self.label_members, plain=plain)
+        return LabelledSet(images, plain, found)
 
     @cached_property
-    def random_sets(self) -> tuple[ImageSet, ...]:
-        """One random draw of real images per evaluation seed, where a control asks for it."""
-        if not {"random_soft", "random_hard"} & set(self.recipe.evaluation.controls):
-            return ()
-        per_class = self.recipe.synthesis.images_per_class
-        sets = []
-        for seed in self.recipe.evaluation.seeds:
-            images = fingerprint("set", random=seed, per_class=per_class, train=self.data.train)
-            sets.append(ImageSet(f"random draw {seed}", seed, images, self._labelled(images)))
-        return tuple(sets)
+    def labelled_controls(self) -> tuple[LabelledSet, ...]:
+        """The sets, besides the distilled one, whose soft labels students need."""
+        sets = {run.labelled: None for run in self.students if run.labelled}
+        return tuple(labelled for labelled in sets if labelled.fingerprint != self.labels)
 
-    def shards(self, images: ImageSet) -> tuple[Shard, ...]:
+    def shards(self, labelled: LabelledSet) -> tuple[Shard, ...]:
         """The files of a labelled set, in the order of its rows."""
         return tuple(
-            Shard(images.name, rows, fingerprint("labels", labelled=images.labelled, rows=[rows.start, rows.stop]))
+            Shard(
+                labelled.name,
+                rows,
+                fingerprint("labels", labelled=labelled.fingerprint, rows=[rows.start, rows.stop]),
+            )
             for rows in blocks(self.num_images, self.recipe.labels.images_per_file)
         )
 
-    def image_ids(self, rows: range) -> list[str]:
+    def num_views(self, epochs: int) -> int:
+        """How many views of each image students of so many epochs see. Hard labels have as many as soft ones."""
+        labels = self.recipe.labels
+        return epochs if labels.averaged or labels.mode == "none" else min(labels.views, epochs)
+
+    @cached_property
+    def image_ids(self) -> tuple[str, ...]:
         """Stable names of the rows of a set, which are ordered by class, then slot."""
         per_class = self.recipe.synthesis.images_per_class
-        return [f"{row // per_class:05d}-{row % per_class:05d}" for row in rows]
+        return tuple(f"{row // per_class:05d}-{row % per_class:05d}" for row in range(self.num_images))
 
     def image_labels(self, rows: range) -> list[int]:
         """Class indices of the rows of a set."""
         return [row // self.recipe.synthesis.images_per_class for row in rows]
 
-    def _labelled(self, images: str) -> str:
-        fields = result_fields(self.recipe.labels)
-        return fingerprint("labels", fields=fields, seed=self.recipe.seed, pool=self.pool, images=images)
-
     @property
     def labels(self) -> str:
-        return self.distilled.labelled
+        return self.labelled(self.distilled).fingerprint
 
     @cached_property
     def students(self) -> tuple[StudentRun, ...]:
-        evaluation = self.recipe.evaluation
-        fields = result_fields(evaluation)
-        for key in ("students", "seeds", "controls", "epochs", "full_data_epochs"):
-            del fields[key]  # each student names its own
-
-        def run(
-            row: str, student: str, seed: int, images: ImageSet | None, labels: Literal["soft", "hard"]
-        ) -> StudentRun:
-            epochs = evaluation.epochs if images else evaluation.full_data_epochs
-            views = min(self.recipe.labels.views, epochs)
-            drawn = {
-                "images": images.fingerprint if images else self.data.train,
-                "seed": self.recipe.seed,
-                "views": views,
-            }
-            inputs = {"set": images.labelled} if images and labels == "soft" else drawn
-            return StudentRun(
-                row,
-                student,
-                seed,
-                images,
-                labels,
-                epochs,
-                fingerprint(
-                    "student",
-                    fields=fields,
-                    student=student,
-                    student_seed=seed,
-                    epochs=epochs,
-                    labels=labels,
-                    augmentation=result_fields(self.recipe.labels.augmentation),
-                    test=self.data.test,
-                    code=self.code.get(student),
-                    **inputs,
-                ),
-            )
-
-        runs = []
-        draws = dict(zip(evaluation.seeds, self.random_sets, strict=False))
-        for student in evaluation.students:
-            for row in ("distilled", *evaluation.controls):
-                for seed in evaluation.seeds:
-                    images = {"distilled": self.distilled, "full_data": None}.get(row, draws.get(seed))
-                    labels: Literal["soft", "hard"] = "soft" if row in ("distilled", "random_soft") else "hard"
-                    runs.append(run(row, student, seed, images, labels))
-        return tuple(runs)
+        return tuple(student_runs(self))
 
     @cached_property
     def evaluation(self) -> str:
@@ -296,12 +237,13 @@ class Plan:
         num_epochs = sum(training.epochs for training in (*self.pool_plan.bases, *self.pool_plan.finetunings))
         num_measured = num_train if recipe.statistics.source == "moments" else 0
         student_images = sum((self.num_images if run.images else num_train) * run.epochs for run in self.students)
+        num_labelled = self.num_images * recipe.labels.views if recipe.labels.mode != "none" else 0
         image_steps = self.num_images * recipe.synthesis.steps * recipe.synthesis.models_per_step
         return {
             "pool": (num_train * num_epochs, "images x epochs x trainings"),
             "statistics": (num_measured * num_members, "images x members"),
             "synthesis": (image_steps, "images x steps x models per step"),
-            "labels": (self.num_images * recipe.labels.views * num_members, "images x views x members"),
+            "labels": (num_labelled * len(self.label_members), "images x views x members"),
             "evaluation": (student_images, "images x epochs x students"),
         }
 
@@ -311,8 +253,15 @@ class Plan:
 
     @property
     def label_bytes(self) -> int:
-        """Soft labels of the distilled set as float16, before Parquet's compression."""
-        return self.num_images * self.recipe.labels.views * len(self.data.classes) * 2
+        """Soft labels of the distilled set before Parquet's compression."""
+        labels, num_classes = self.recipe.labels, len(self.data.classes)
+        num_views = 1 if labels.averaged else labels.views
+        each = {
+            "fp16": 2 * num_classes,
+            "top_k": labels.top_k * (2 + (1 if num_classes <= 2**8 else 2 if num_classes <= 2**16 else 4)),
+            "none": 0,
+        }
+        return self.num_images * num_views * each[labels.mode]
 
 
 def blocks(total: int | range, size: int) -> Iterator[range]:

@@ -10,6 +10,7 @@ from typing import Any
 from teddy_ray.card import write_card
 from teddy_ray.dataset import FACTS, seal, shard_name
 from teddy_ray.errors import InputError, Problem
+from teddy_ray.members import WEIGHTS, normalisation
 from teddy_ray.plan import Plan
 from teddy_ray.progress import Progress
 from teddy_ray.recipe import result_fields
@@ -36,19 +37,23 @@ def publish_run(plan: Plan, source: Source, storage: Storage, summary: Summary, 
     storage.write(f"{folder}/{RECIPE}", dump_recipe(plan.recipe).encode())
     if not _is_published(plan, storage, folder):
         storage.delete_folder(f"{folder}/{DISTILLED}")  # what an interrupted publication left would be read as data
-        for name, data in seal(_distilled_files(plan, storage, summary), _facts(plan, summary)):
+        # not sealed: a card may be edited
+        storage.write(f"{folder}/{DISTILLED}/README.md", write_card(plan, summary).encode())
+        for name, data in seal(_distilled_files(plan, storage), _facts(plan, storage, summary)):
             storage.write(f"{folder}/{DISTILLED}/{name}", data)
     storage.write(f"{folder}/{REPORT}", write_report(plan, source, storage, summary).encode())
     storage.write(f"{folder}/{SUMMARY}", to_json(summary.to_dict()).encode())
 
 
 def _is_published(plan: Plan, storage: Storage, folder: str) -> bool:
-    """Whether the distilled set is there already. Then it is left alone: its card may have been edited."""
+    """Whether the set is there already, with the same facts for its card. Then it is left alone: cards are edited."""
     facts = f"{folder}/{DISTILLED}/{FACTS}"  # written last
     if not storage.is_file(facts):
         return False
     try:
-        return bool(json.loads(storage.read(facts))["fingerprints"] == plan.stages())
+        found = json.loads(storage.read(facts))
+        about = (found["fingerprints"], found["license"], found["origin"])
+        return bool(about == (plan.stages(), plan.recipe.data.license, plan.recipe.data.origin))
     except (ValueError, KeyError, TypeError):
         return False
 
@@ -66,16 +71,37 @@ def _make_room(storage: Storage, folder: str, summary: Summary, progress: Progre
     progress.say(f"{storage.display(folder)} held a run of another recipe; it is now {storage.display(kept)}")
 
 
-def _distilled_files(plan: Plan, storage: Storage, summary: Summary) -> Iterator[tuple[str, bytes]]:
-    shards = plan.shards(plan.distilled)
+def _distilled_files(plan: Plan, storage: Storage) -> Iterator[tuple[str, bytes]]:
+    shards = plan.shards(plan.labelled(plan.distilled))
     for index, shard in enumerate(shards):
         yield shard_name(index, len(shards)), storage.open("shard", shard.fingerprint).read("rows.parquet")
-    yield "README.md", write_card(plan, summary).encode()
+    if plan.recipe.labels.mode == "none":
+        for index, member in enumerate(plan.label_members):
+            yield _member_name(index), storage.open("member", member.fingerprint).read(WEIGHTS)
 
 
-def _facts(plan: Plan, summary: Summary) -> dict[str, Any]:
+def _member_name(index: int) -> str:
+    return f"members/{index:05d}.safetensors"
+
+
+def _members(plan: Plan, storage: Storage) -> Iterator[dict[str, Any]]:
+    """What it takes to build the published members."""
+    for index, member in enumerate(plan.label_members):
+        manifest = storage.open("member", member.fingerprint).manifest
+        mean, std = normalisation(plan)
+        yield {
+            "file": _member_name(index),
+            "architecture": member.architecture,
+            "structure": manifest["structure"],
+            "mean": mean,
+            "std": std,
+        }
+
+
+def _facts(plan: Plan, storage: Storage, summary: Summary) -> dict[str, Any]:
     """teddy.json: what made the set. Nothing of where or when."""
     recipe = plan.recipe
+    labels = recipe.labels
     fields = result_fields(recipe)
     del fields["data"]["source"], fields["data"]["test_source"]
     return {
@@ -83,6 +109,8 @@ def _facts(plan: Plan, summary: Summary) -> dict[str, Any]:
         "images_per_class": recipe.synthesis.images_per_class,
         "image_size": recipe.data.image_size,
         "channels": recipe.data.channels,
+        "license": recipe.data.license,
+        "origin": recipe.data.origin,
         "recipe": fields,
         "recipe_sha256": sha256(to_json(fields).encode()),
         "data": {"train": plan.data.train, "validation": plan.data.validation, "test": plan.data.test},
@@ -91,9 +119,17 @@ def _facts(plan: Plan, summary: Summary) -> dict[str, Any]:
         "views": {
             "seed": recipe.seed,
             "set_key": plan.distilled.fingerprint,
-            "augmentation": result_fields(recipe.labels.augmentation),
-            "num_views": recipe.labels.views,
-            "temperature": recipe.labels.temperature,
+            "augmentation": result_fields(labels.augmentation),
+            "cutmix": labels.cutmix,
         },
+        "labels": {
+            "mode": labels.mode,
+            "num_views": 1 if labels.averaged else labels.views,
+            "averaged": labels.averaged,
+            "ensemble": labels.ensemble,
+            "temperature": labels.temperature,
+            "top_k": labels.top_k,
+        },
+        "members": list(_members(plan, storage)) if labels.mode == "none" else [],
         "versions": dict(summary.versions),
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Role(Enum):
@@ -87,6 +87,11 @@ class Data(Part):
     """What becomes of images that cannot be decoded. error: the first one that is met ends the run. A fraction, such as
     0.01: they are left out and counted, up to that share of the source and of the test source each; for that, every
     image is decoded once before anything else."""
+    license: Execution[str] = "unknown"
+    """Licence of the data, for the card of the distilled set: an identifier that the Hugging Face hub knows, such as
+    cc-by-4.0."""
+    origin: Execution[str | None] = None
+    """Where the data come from, for the card: a citation, a URL."""
     image_column: Result[str] = "image"
     """Parquet: column of images: encoded bytes, struct<bytes, path>, or uint8 tensors (h w), (h w c) or (c h w)."""
     label_column: Result[str] = "label"
@@ -254,23 +259,64 @@ class Synthesis(Placed):
     """Seconds between two checkpoints of a unit: what a lost worker costs at most."""
 
 
+class LabelMembers(Part):
+    """Members of the pool: those whose every property is in the list given for it; all without a list."""
+
+    architectures: Result[tuple[str, ...] | None] = None
+    """Of these architectures."""
+    seeds: Result[tuple[Seed, ...] | None] = None
+    """Of bases of these seeds."""
+    epochs: Result[tuple[Count, ...] | None] = None
+    """Snapshots after these epochs: early ones label best at 32 pixels (EDC, 2024)."""
+    ratios: Result[tuple[float, ...] | None] = None
+    """Pruned by these ratios."""
+
+
 class Labels(Placed):
     """Soft labels of the ensemble, one per image and view."""
 
+    mode: Result[Literal["fp16", "top_k", "none"]] = "fp16"
+    """What is stored: fp16, every class of a label in 16 bits; top_k, its largest probabilities, and what they leave of
+    1 goes to the other classes in equal parts; none, no labels: the members are published instead, and label every view
+    as it is trained on."""
+    top_k: Result[Count] = 5
+    """Classes that a label of `mode: top_k` keeps."""
     views: Result[Count] = 100
     """Augmented views per image that are labelled. A student's epochs take them in turn, from the first again
-    after the last."""
+    after the last. Under `mode: none` every epoch has views of its own."""
+    averaged: Result[bool] = False
+    """Store one label per image, the mean over its views. Students see a view of its own in every epoch then."""
+    members: Result[Annotated[LabelMembers, BeforeValidator(lambda value: {} if value == "all" else value)]] = (
+        LabelMembers()
+    )
+    """Which members of the pool label: all, or those of the epochs, architectures, seeds or ratios listed."""
+    ensemble: Result[Literal["probabilities", "logits"]] = "probabilities"
+    """What is averaged over members and stored. logits: for students of `evaluation.loss: logit_mse`."""
     temperature: Result[Positive] = 1.0
     """tau of the softmax, for labels and students alike."""
     augmentation: Result[Augmentation] = Augmentation()
     """What makes a view of an image."""
+    cutmix: Result[Annotated[float, Field(ge=0, le=1)]] = 0.0
+    """Share of the views into which a box of the same view of another image of the set is laid (CutMix, Yun et al.,
+    2019, with lambda drawn from [0, 1])."""
     batch_size: Result[Count] = 100
     """Images per labelling batch; batches follow the image ids."""
     images_per_file: Result[Count] = 1000
     """Images per Parquet file of a labelled set."""
+    kernels: Result[bool | Literal["auto"]] = "auto"
+    """On CPUs: own C++ kernels, as `synthesis.kernels`. auto: where there is a C++ compiler to build them."""
 
 
-Control = Literal["random_soft", "random_hard", "full_data"]
+Control = Literal[
+    "random_soft",
+    "random_hard",
+    "start_soft",
+    "start_hard",
+    "distilled_hard",
+    "distilled_plain",
+    "random_plain",
+    "full_data",
+]
 
 
 class Evaluation(Placed):
@@ -282,14 +328,20 @@ class Evaluation(Placed):
     """One student per seed; random controls draw a new subset for each."""
     epochs: Result[Count] = 300
     """Passes over a small set; the last one counts."""
+    longer_epochs: Result[tuple[Count, ...]] = ()
+    """Further budgets: every small set is trained on again, for so many epochs each. A lead over random images under
+    soft labels shrinks as students train longer."""
     batch_size: Result[Count] = 25
     """Images per student step."""
-    learning_rate: Result[Positive] = 2e-3
-    """Peak rate of AdamW; cosine to 0."""
+    learning_rate: Result[Positive | Annotated[tuple[Positive, ...], Field(min_length=1)]] = 2e-3
+    """Peak rate of the optimiser. Of several, each student is trained with each, and the one that is best on the
+    validation part counts."""
     weight_decay: Result[NonNegative] = 0.01
-    """AdamW's weight decay."""
-    controls: Result[tuple[Control, ...]] = ("random_soft", "random_hard", "full_data")
-    """What is trained beside the distilled set, under the same student recipe."""
+    """The optimiser's weight decay."""
+    controls: Result[tuple[Control, ...]] = ("random_soft", "random_hard", "start_soft", "distilled_hard", "full_data")
+    """What is trained beside the distilled set, under the same student recipe: random real images with soft or hard
+    labels, the images that the synthesis started from, the distilled images with hard labels, the whole training
+    set with hard labels, and _plain: without augmentation, each image with the soft label of itself."""
     full_data_epochs: Result[Count] = 30
     """Passes over the whole training set for `full_data`."""
 

@@ -7,18 +7,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-DRAWS = {
-    "distilled": "student seeds on one distilled set",
-    "random_soft": "random draws, one student each",
-    "random_hard": "random draws, one student each",
-    "full_data": "student seeds",
-}
-"""What n counts, by row."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """The accuracy of one student after its last epoch, as a fraction."""
+    """The accuracy of one student after its last epoch, as a fraction.
+
+    row: of `rows.ROWS`, such as random_soft, or random_soft@900 for a further budget of 900 epochs.
+    n_counts: what several such scores are independent draws of.
+    """
 
     row: str
     student: str
@@ -26,6 +22,7 @@ class Score:
     labels: Literal["soft", "hard"]
     split: str
     steps: int
+    n_counts: str
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,7 +70,7 @@ def _summarise(group: Sequence[Score]) -> Row:
         mean=statistics.fmean(accuracies),
         std=statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         n=len(accuracies),
-        n_counts=DRAWS[first.row],
+        n_counts=first.n_counts,
         labels=first.labels,
         split=first.split,
         student=first.student,

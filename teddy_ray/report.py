@@ -49,7 +49,7 @@ def _gallery(plan: Plan, source: Source, storage: Storage) -> list[dict[str, Any
     shown = min(per_class, MAX_PER_CLASS)
     num_classes = min(len(plan.data.classes), MAX_CLASSES)
     last_row = num_classes * per_class
-    shards = [shard for shard in plan.shards(plan.distilled) if shard.rows.start < last_row]
+    shards = [shard for shard in plan.shards(plan.labelled(plan.distilled)) if shard.rows.start < last_row]
     rows = concatenate([decode(storage.open("shard", shard.fingerprint).read("rows.parquet"))[0] for shard in shards])
     gallery = []
     for label in range(num_classes):

@@ -160,6 +160,12 @@ class Storage:
     def is_folder(self, path: str) -> bool:
         return bool(self.fs.get_file_info(f"{self.root}/{path}").type == pafs.FileType.Directory)
 
+    def files(self, path: str) -> list[str]:
+        """The files in a folder, sorted; none where there is no such folder."""
+        selector = pafs.FileSelector(f"{self.root}/{path}", allow_not_found=True)
+        found = (entry for entry in self.fs.get_file_info(selector) if entry.type == pafs.FileType.File)
+        return sorted(f"{path}/{entry.base_name}" for entry in found)
+
     def display(self, path: str) -> str:
         """How a person would name the path."""
         if self.is_local:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from teddy_ray.members import WEIGHTS
 from teddy_ray.plan import Plan
 from teddy_ray.records import Row, Score, tabulate
+from teddy_ray.scores import scores
 from teddy_ray.storage import Storage
 
 RECIPE, SUMMARY, REPORT, DISTILLED = "recipe.yaml", "summary.json", "report.html", "distilled"
@@ -18,11 +20,16 @@ RECIPE, SUMMARY, REPORT, DISTILLED = "recipe.yaml", "summary.json", "report.html
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """What summary.json holds. Accuracies are fractions; seconds are wall time of the session that did the work,
-    worker_seconds the sum over its workers; rates are work per worker and second, as `Plan.work` counts it."""
+    worker_seconds the sum over its workers; rates are work per worker and second, as `Plan.work` counts it.
+
+    bytes: images as PNG and as raw pixels, labels before compression, stored: the Parquet files, members: the weights
+    that are published where no labels are. labels: their form; mass_kept is the share of them that is stored.
+    """
 
     name: str
     accuracy: Mapping[str, Row]
     improvement_over_random: float | None
+    scores: Mapping[str, float | None]
     stages: Mapping[str, Mapping[str, Any]]
     images: int
     images_per_class: int
@@ -31,6 +38,7 @@ class Summary:
     num_train: int
     skipped_images: int
     bytes: Mapping[str, int]
+    labels: Mapping[str, Any]
     synthesis: Mapping[str, float]
     rates: Mapping[str, float]
     generation: Mapping[str, str]
@@ -47,12 +55,13 @@ def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary
     manifests = {stage: storage.open(stage, fingerprint).manifest for stage, fingerprint in plan.stages().items()}
     rows = tabulate(Score(**score) for score in manifests["evaluation"]["scores"])
     distilled, random = rows["distilled"], rows.get("random_soft")
-    data, synthesis = plan.recipe.data, manifests["synthesis"]
-    stored = [storage.open("shard", shard.fingerprint).manifest for shard in plan.shards(plan.distilled)]
+    data, labels, synthesis = plan.recipe.data, plan.recipe.labels, manifests["synthesis"]
+    stored = [storage.open("shard", shard.fingerprint).manifest for shard in plan.shards(plan.labelled(plan.distilled))]
     return Summary(
         name=plan.recipe.name,
         accuracy=rows,
         improvement_over_random=distilled.mean - random.mean if random else None,
+        scores=scores(rows),
         stages={
             stage: {
                 "seconds": manifest["seconds"],
@@ -73,6 +82,14 @@ def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary
             "images_raw": plan.num_images * data.channels * data.image_size**2,
             "labels": plan.label_bytes,
             "stored": sum(file["bytes"] for manifest in stored for file in manifest["files"].values()),
+            "members": member_bytes(plan, storage) if labels.mode == "none" else 0,
+        },
+        labels={
+            "mode": labels.mode,
+            "views": labels.views if labels.mode != "none" else None,
+            "averaged": labels.averaged,
+            "members": len(plan.label_members),
+            "mass_kept": manifests["labels"]["mass_kept"],
         },
         synthesis={"images_steps_per_s": synthesis["images_steps_per_s"], "units": plan.num_units},
         rates={
@@ -85,6 +102,12 @@ def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary
         versions=synthesis["versions"],
         device=synthesis["device"],
     )
+
+
+def member_bytes(plan: Plan, storage: Storage) -> int:
+    """Bytes of the weights of the members that label."""
+    manifests = (storage.open("member", member.fingerprint).manifest for member in plan.label_members)
+    return sum(manifest["files"][WEIGHTS]["bytes"] for manifest in manifests)
 
 
 def read_summary(storage: Storage, name: str) -> dict[str, Any] | None:

@@ -7,16 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from teddy_ray.plan import Plan
+from teddy_ray.rows import ROWS
 from teddy_ray.storage import Storage
 from teddy_ray.summary import DISTILLED, REPORT, Summary, read_summary
-
-TITLES = {
-    "distilled": "distilled",
-    "random_soft": "random real images, same soft labels",
-    "random_hard": "random real images, hard labels",
-    "full_data": "whole training set, hard labels",
-}
-
 
 TOO_MANY_TO_KEEP = (
     "pool: {:,} bytes of training images are more than pool.keep_bytes and are decoded anew in each epoch; "
@@ -25,9 +18,11 @@ TOO_MANY_TO_KEEP = (
 
 
 def title(row: str) -> str:
-    """What a row of the table is called, such as `distilled (student resnet18)`."""
+    """What a row of the table is called, such as `distilled, 900 epochs (student resnet18)`."""
     name, _, student = row.partition("/")
-    return f"{TITLES[name]} (student {student})" if student else TITLES[name]
+    kind, _, epochs = name.partition("@")
+    budget = f", {int(epochs):,} epochs" if epochs else ""
+    return f"{ROWS[kind].title}{budget}" + (f" (student {student})" if student else "")
 
 
 def verdict(summary: Summary) -> str:
@@ -91,7 +86,8 @@ def results_table(summary: Summary, storage: Storage) -> str:
             verdict(summary),
             "",
             f"bytes: {size['images']:,} as PNG ({size['images_raw']:,} raw pixels), {size['labels']:,} of soft labels, "
-            f"{size['stored']:,} as stored",
+            f"{size['stored']:,} as stored" + (f", {size['members']:,} of members" if size["members"] else ""),
+            *(f"{name.upper()}: {value:.4f}" for name, value in summary.scores.items() if value is not None),
             f"synthesis: {summary.synthesis['images_steps_per_s']:,.0f} images·steps/s per worker; {summary.device}",
             "",
             _align([("stage", "seconds when computed", "worker seconds", "now"), *stages]),
@@ -131,7 +127,7 @@ def plan_table(plan: Plan, storage: Storage) -> str:
             f"of {len(plan.pool_plan.bases)} base(s) and {len(plan.pool_plan.finetunings)} fine-tuning(s)",
             f"synthesis: {plan.num_images:,} images in {plan.num_units:,} units of at most "
             f"{recipe.synthesis.classes_per_unit} classes x {recipe.synthesis.slots_per_unit} slots",
-            f"labels: {plan.label_bytes:,} bytes before compression",
+            f"labels: {_labels(plan)}",
             f"memory per worker: {model_bytes(plan):,} bytes of weights (all members, unpruned), "
             f"{kept:,} bytes of training images in the pool stage",
             *([] if kept else [TOO_MANY_TO_KEEP.format(train_bytes)]),
@@ -140,6 +136,16 @@ def plan_table(plan: Plan, storage: Storage) -> str:
             _align([("stage", "fingerprint", "", "work", "time"), *rows]),
         ]
     )
+
+
+def _labels(plan: Plan) -> str:
+    labels = plan.recipe.labels
+    members = f"{len(plan.label_members)} of {len(plan.members)} members"
+    if labels.mode == "none":
+        return f"none stored; {members} are published and label every view as it is trained on"
+    form = {"fp16": "every class in 16 bits", "top_k": f"the largest {labels.top_k} classes"}[labels.mode]
+    views = f"the mean over {labels.views} views" if labels.averaged else f"{labels.views} views"
+    return f"{plan.label_bytes:,} bytes before compression: {views} by {members}, {form}"
 
 
 def model_bytes(plan: Plan) -> int:

@@ -114,8 +114,8 @@ def test_every_problem_of_the_file_is_named_by_its_dotted_key(comparison):
             "rows.0.row: found 'random_softt'; should be 'random_soft', 'random_hard'",
         ),
         (
-            {"rows": [{"title": "a", "recipe": "recipes/one.yaml", "row": "distilled@77"}]},
-            "rows.0.row: found 'distilled@77'; set evaluation.longer_epochs to 77, or leave out @77",
+            {"rows": [{"title": "a", "recipe": "recipes/one.yaml", "row": "distilled@0"}]},
+            "rows.0.row: found 'distilled@0'; epochs: should be greater than or equal to 1",
         ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -180,6 +180,16 @@ def test_cells_know_where_their_accuracies_stand(comparison):
     assert [next(cell.sources())[1] for cell in by_student] == ["random_soft", "random_soft/resnet18:width=2"]
     assert [run.seed for run in by_student[0].runs] == [0, 1]
     assert [cell.images_per_class for cell in layout.of(0, 0)] == [1, 4]
+
+
+def test_rows_of_longer_budgets_are_of_the_same_run(comparison):
+    budgets = ["distilled", "distilled@9", "random_soft@9", "distilled@7"]
+    rows = [{"title": row, "recipe": "recipes/one.yaml", "row": row} for row in budgets]
+    layout = lay_out(comparison(rows=rows, tables=SMALL["tables"][:1], seeds=[0]))
+    assert len(layout.runs) == 2
+    assert {run.evaluation.longer_epochs for run in layout.runs} == {(7, 9)}
+    assert {run.evaluation.controls for run in layout.runs} == {("random_soft",)}
+    assert next(layout.of(0, 2)[0].sources())[1] == "random_soft@9"
 
 
 def test_rows_that_differ_in_a_key_are_runs_of_their_own_with_names_that_say_so(comparison):

@@ -1,125 +1,178 @@
-"""Views and soft labels depend on (seed, set, image id, view) alone, and students replay what was labelled."""
-
-import dataclasses
+"""Soft labels: the ensemble's mean, its stored forms, and their replay to students."""
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from teddy_ray import students
-from teddy_ray.augment import apply_boxes
-from teddy_ray.labels import Views, label_views
+from teddy_ray.labels import Dense, TopK, ensemble, join, label_views, store
 from teddy_ray.models import build, freeze
-from teddy_ray.pixels import from_pixels
 from teddy_ray.recipe import Augmentation, Evaluation
-from teddy_ray.students import TrainingSet, train_student
+from teddy_ray.replay import Labeller, TrainingSet
+from teddy_ray.students import train_student
+from teddy_ray.views import ViewedImages, Views
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 
-VIEWS = Views(seed=3, set_key="a set", augmentation=Augmentation(), num_views=4)
 IDS = [f"{label:05d}-{slot:05d}" for label in range(3) for slot in range(2)]
+ROWS = np.arange(len(IDS))
 CPU = torch.device("cpu")
 
 
-def pixels(num):
-    return np.random.default_rng(0).integers(0, 256, (num, 1, 8, 8), dtype=np.uint8)
+def pixels():
+    return np.random.default_rng(0).integers(0, 256, (len(IDS), 1, 8, 8), dtype=np.uint8)
 
 
-def test_boxes_of_an_image_follow_its_id_whichever_others_are_asked_for():
-    together = dict(zip(IDS, VIEWS.boxes(IDS), strict=True))
-    for order in (IDS[::-1], IDS[2:5], [IDS[4], IDS[0]], [IDS[3]]):
-        for image_id, boxes in zip(order, VIEWS.boxes(order), strict=True):
-            assert np.array_equal(boxes, together[image_id])
+def viewed(cutmix=0.0):
+    return ViewedImages(pixels(), Views(seed=3, set_key="a set", ids=IDS, augmentation=Augmentation(), cutmix=cutmix))
 
 
-def test_boxes_are_apart_for_every_image_and_view():
-    boxes = VIEWS.boxes(IDS)
-    assert boxes.shape == (len(IDS), 4, 5)
-    assert len(np.unique(boxes[..., :4].reshape(-1, 4), axis=0)) == len(IDS) * 4
-
-
-def test_more_views_extend_fewer():
-    more = dataclasses.replace(VIEWS, num_views=9)
-    assert np.array_equal(more.boxes(IDS)[:, :4], VIEWS.boxes(IDS))
-
-
-@pytest.mark.parametrize("change", [{"seed": 4}, {"set_key": "another set"}], ids=str)
-def test_another_seed_or_set_has_other_boxes(change):
-    other = dataclasses.replace(VIEWS, **change)
-    assert not (other.boxes(IDS) == VIEWS.boxes(IDS))[..., :4].all(-1).any()
-
-
-def test_boxes_stay_the_same_whatever_was_drawn_before():
-    expected = VIEWS.boxes(IDS)
-    np.random.seed(1)
-    torch.manual_seed(1)
-    dataclasses.replace(VIEWS, set_key="another set").boxes(IDS)
-    assert np.array_equal(VIEWS.boxes(IDS), expected)
-
-
-@pytest.mark.parametrize("temperature", [1.0, 4.0])
-def test_labels_are_the_mean_of_the_members_probabilities(temperature):
-    models = [
+def models():
+    pair = [
         freeze(build("convnet:width=4,depth=2", num_classes=3, channels=1, image_size=8, seed=seed)) for seed in (0, 1)
     ]
     with torch.no_grad():
-        for model in models:
-            model.network.classifier.weight *= 60  # so that a mean of logits would differ
-    images = torch.from_numpy(pixels(len(IDS))).float() / 255
-    boxes = VIEWS.boxes(IDS)
-    labels = label_views(models, images, boxes, temperature)
-    assert labels.dtype == np.float16
-    assert labels.shape == (len(IDS), 4, 3)
-    for view in range(4):
-        logits = [model.double()(apply_boxes(images.double(), boxes[:, view])).numpy() for model in models]
-        exponentials = [np.exp(z / temperature) for z in logits]
-        mean = sum(e / e.sum(1, keepdims=True) for e in exponentials) / 2
-        of_mean_logits = np.exp(sum(logits) / 2 / temperature)
-        assert np.abs(of_mean_logits / of_mean_logits.sum(1, keepdims=True) - mean).max() > 0.01
-        np.testing.assert_allclose(labels[:, view], mean, rtol=1e-3, atol=1e-6)
-        for model in models:
-            model.float()
+        for model in pair:
+            model.network.classifier.weight *= 60  # so that means of logits and of probabilities differ
+    return pair
 
 
-def test_labels_of_an_image_stay_the_same_in_another_order():
-    # logits of a weighted sum of pixels: no batch changes how it is summed
-    class Sums(nn.Module):
-        def forward(self, x):
-            return torch.stack([(x * weight).sum((1, 2, 3)) for weight in (0.1, 0.2, 0.3)], 1)
-
-    images = torch.from_numpy(pixels(len(IDS))).float() / 255
-    labels = label_views([Sums()], images, VIEWS.boxes(IDS), 1.0)
-    order = [5, 2, 0, 1]
-    again = label_views([Sums()], images[order], VIEWS.boxes([IDS[i] for i in order]), 1.0)
-    np.testing.assert_allclose(again, labels[order], rtol=1e-3)
+def softmax(z):
+    e = np.exp(z - z.max(1, keepdims=True))
+    return e / e.sum(1, keepdims=True)
 
 
-def test_epoch_takes_the_views_in_turn_with_their_labels():
-    boxes = np.random.default_rng(0).random((5, 3, 5))
-    targets = np.random.default_rng(1).random((5, 3, 2))
-    training = TrainingSet(pixels(5), boxes, targets)
-    for epoch, view in [(1, 0), (2, 1), (3, 2), (4, 0), (300, 2), (301, 0)]:
-        epoch_boxes, epoch_targets = training.view(epoch)
-        assert np.array_equal(epoch_boxes, boxes[:, view])
-        assert np.array_equal(epoch_targets, targets[:, view])
+# -- the ensemble --------------------------------------------------------------------------------------------------
 
 
-def test_epoch_of_hard_labels_takes_the_views_in_turn_with_the_same_labels():
-    boxes = np.random.default_rng(0).random((5, 3, 5))
-    targets = np.eye(5)[:, None]
-    training = TrainingSet(pixels(5), boxes, targets)
-    for epoch, view in [(1, 0), (3, 2), (4, 0)]:
-        epoch_boxes, epoch_targets = training.view(epoch)
-        assert np.array_equal(epoch_boxes, boxes[:, view])
-        assert np.array_equal(epoch_targets, targets[:, 0])
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_labels_are_the_mean_of_the_members_probabilities_or_logits(temperature):
+    pair, x = models(), viewed().view(ROWS, 0, CPU)
+    probabilities = ensemble(pair, x, temperature, "probabilities").numpy()
+    logits = ensemble(pair, x, temperature, "logits").numpy()
+    reference = [model.double()(x.double()).detach().numpy() for model in pair]
+    mean = sum(softmax(z / temperature) for z in reference) / 2
+    assert np.abs(softmax(sum(reference) / 2 / temperature) - mean).max() > 0.01
+    np.testing.assert_allclose(probabilities, mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(logits, sum(reference) / 2, rtol=1e-4, atol=1e-4)
+
+
+def test_views_are_labelled_one_by_one_or_averaged():
+    labels = torch.rand(5, 3, 4)
+    told = []
+    each = label_views(lambda view: labels[:, view], 3, averaged=False, on_view=told.append)
+    assert torch.equal(each, labels)
+    assert told == [1, 2, 3]
+    mean = label_views(lambda view: labels[:, view], 3, averaged=True)
+    np.testing.assert_allclose(mean.numpy(), labels.double().mean(1, keepdim=True).numpy(), rtol=1e-6)
+
+
+# -- forms ---------------------------------------------------------------------------------------------------------
+
+
+def distributions(num=7, views=3, classes=6):
+    return torch.from_numpy(np.random.default_rng(1).dirichlet([0.3] * classes, (num, views)).astype(np.float32))
+
+
+def test_whole_labels_are_stored_to_sixteen_bits():
+    labels = distributions()
+    stored = store(labels, None)
+    assert isinstance(stored, Dense)
+    assert (stored.num_views, stored.num_classes, stored.mass_kept) == (3, 6, 1.0)
+    for view in range(3):
+        np.testing.assert_allclose(stored.of(ROWS, view), labels[: len(ROWS), view], rtol=1e-3, atol=1e-6)
+
+
+def test_of_the_largest_classes_the_rest_is_spread_evenly():
+    labels = distributions()
+    stored = store(labels, 2)
+    assert isinstance(stored, TopK)
+    kept = 0.0
+    for view in range(3):
+        found = stored.of(ROWS, view)
+        for row, label in zip(ROWS, labels[:, view].numpy(), strict=False):
+            order = np.argsort(-label)
+            np.testing.assert_allclose(found[row][order[:2]], label[order[:2]], rtol=1e-3)
+            rest = (1 - label[order[:2]].sum()) / 4
+            np.testing.assert_allclose(found[row][order[2:]], rest, rtol=1e-2, atol=1e-3)
+        np.testing.assert_allclose(found.sum(1), 1, atol=1e-5)
+        kept += np.sort(labels[:, view].numpy(), 1)[:, -2:].sum()
+    assert abs(stored.mass_kept - kept / 21) < 1e-3
+
+
+def test_equal_probabilities_keep_the_first_classes():
+    stored = store(torch.full((1, 1, 5), 0.2), 2)
+    assert stored.classes.tolist() == [[[0, 1]]]
+
+
+@pytest.mark.parametrize(("num_classes", "dtype"), [(256, np.uint8), (257, np.uint16), (70_000, np.uint32)])
+def test_classes_are_numbered_in_as_few_bytes_as_they_need(num_classes, dtype):
+    labels = torch.zeros(1, 1, num_classes)
+    labels[..., -1] = 1.0
+    stored = store(labels, 1)
+    assert stored.classes.dtype == dtype
+    assert stored.classes.item() == num_classes - 1
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_stretches_of_labels_are_joined(top_k):
+    labels = distributions()
+    whole, parts = store(labels, top_k), [store(part, top_k) for part in labels.split([2, 4, 1])]
+    for view in range(3):
+        assert np.array_equal(join(parts).of(np.arange(7), view), whole.of(np.arange(7), view))
+
+
+# -- what students learn from --------------------------------------------------------------------------------------
+
+
+def training(soft, *, cutmix=0.0, num_views=4):
+    return TrainingSet(viewed(cutmix), np.array([0, 0, 1, 1, 2, 2]), 3, num_views, soft)
+
+
+def telling(num_views=4):
+    """Labels that tell image and view."""
+    return Dense(np.arange(len(IDS) * num_views * 3, dtype=np.float16).reshape(len(IDS), num_views, 3))
+
+
+def test_an_epoch_takes_the_views_in_turn_with_their_labels():
+    data = training(telling())
+    for epoch, view in [(1, 0), (2, 1), (4, 3), (5, 0), (300, 3), (301, 0)]:
+        x, targets, hard = data.batch(ROWS, epoch, CPU)
+        assert torch.equal(x, viewed().view(ROWS, view, CPU))
+        assert np.array_equal(targets, data.soft.values[:, view])
+        assert hard.argmax(1).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_one_label_per_image_serves_every_view():
+    data = training(telling(1), num_views=None)
+    for epoch in (1, 2, 77):
+        x, targets, _ = data.batch(ROWS, epoch, CPU)
+        assert torch.equal(x, viewed().view(ROWS, epoch - 1, CPU))
+        assert np.array_equal(targets, data.soft.values[:, 0])
+
+
+def test_an_ensemble_labels_what_is_seen():
+    pair = models()
+    data = training(Labeller(pair, 2.0), num_views=None)
+    x, targets, _ = data.batch(ROWS, 9, CPU)
+    assert torch.equal(targets, ensemble(pair, x, 2.0, "probabilities"))
+
+
+def test_hard_labels_of_mixed_views_are_mixed_by_area():
+    data = training(None, cutmix=1.0)
+    _, targets, hard = data.batch(ROWS, 2, CPU)
+    mixes = data.viewed.mixes(ROWS, 1)
+    expected = np.zeros((6, 3))
+    for row in ROWS:
+        share = mixes.shares(8)[row]
+        expected[row, data.labels[row]] += 1 - share
+        expected[row, data.labels[mixes.partners[row]]] += share
+    np.testing.assert_allclose(targets, expected, atol=1e-6)
+    assert torch.equal(targets, hard)
 
 
 def test_student_sees_the_labelled_views_each_with_its_own_label(monkeypatch):
-    images, boxes = pixels(len(IDS)), VIEWS.boxes(IDS)
-    # a label that tells image and view
-    targets = np.arange(len(IDS) * 4 * 2, dtype=np.float16).reshape(len(IDS), 4, 2)
-    seen = {}
+    data, seen = training(telling()), {}
 
     def record(state, batches, **options):
         assert options["temperature"] == 2.5
@@ -127,23 +180,23 @@ def test_student_sees_the_labelled_views_each_with_its_own_label(monkeypatch):
         for epoch in range(1, 7):
             x, y = (torch.cat(parts) for parts in list(zip(*batches(epoch), strict=True))[:2])
             seen[epoch] = {tuple(target.tolist()): view for view, target in zip(x, y, strict=True)}
-
         return ()
 
     monkeypatch.setattr(students, "fit", record)
     train_student(
-        TrainingSet(images, boxes, targets),
-        (images, np.zeros(len(IDS), dtype=np.int64)),
+        data,
         Evaluation(batch_size=4),
         architecture="convnet:width=2,depth=1",
         seed=0,
         epochs=6,
+        learning_rate=1e-3,
         temperature=2.5,
         device=CPU,
     )
     for epoch in range(1, 7):
         view = (epoch - 1) % 4
-        labelled = apply_boxes(from_pixels(images, CPU), boxes[:, view])
+        labelled = viewed().view(ROWS, view, CPU)
         assert len(seen[epoch]) == len(IDS)
-        for i in range(len(IDS)):
-            torch.testing.assert_close(seen[epoch][tuple(targets[i, view].tolist())], labelled[i])
+        for row in ROWS:
+            bits = seen[epoch][tuple(data.soft.values[row, view].tolist())].numpy().tobytes()
+            assert bits == labelled[row].numpy().tobytes()

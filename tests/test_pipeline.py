@@ -18,7 +18,6 @@ from conftest import Run, content_hashes, copy_artifacts, open_session, tiny
 from teddy_ray import storage as storage_module
 from teddy_ray.augment import apply_boxes
 from teddy_ray.dataset import check_folder, decode
-from teddy_ray.engine import Machine
 from teddy_ray.flow import distill, prepare
 from teddy_ray.labels import soft_labels
 from teddy_ray.matching import make_targets
@@ -29,6 +28,7 @@ from teddy_ray.plan import STAGES, Plan
 from teddy_ray.progress import Progress
 from teddy_ray.recipe import Recipe
 from teddy_ray.stages import evaluation, labels, statistics, synthesis
+from teddy_ray.stages.images import draw_real, make_start, read_set, read_starts
 from teddy_ray.stages.labels import read_labelled, views_of
 from teddy_ray.stages.session import Session
 from teddy_ray.summary import summarise
@@ -101,7 +101,7 @@ def test_labels_are_of_the_stored_images(finished: Run) -> None:
     files = sorted((finished.folder / "runs" / "tiny" / "distilled" / "data").iterdir())
     published = [decode(file.read_bytes())[0] for file in files]
     pixels = np.concatenate([rows.images for rows in published])
-    assert np.array_equal(pixels, synthesis.read_set(plan, finished.source, store, plan.distilled, range(40)))
+    assert np.array_equal(pixels, read_set(plan, finished.source, store, plan.distilled, range(40)))
     models = load_members(plan, store, plan.members)
     ids = [image_id for rows in published for image_id in rows.ids]
     boxes = views_of(plan, plan.distilled).boxes(ids)
@@ -174,21 +174,34 @@ def test_larger_ipc_has_the_units_of_the_smaller(finished: Run, tmp_path: Path) 
 def test_parts_of_a_set_are_those_of_the_whole(finished: Run) -> None:
     plan = finished.plan
     for images in (plan.distilled, plan.random_sets[0]):
-        whole = synthesis.read_set(plan, finished.source, finished.storage, images, range(40))
-        part = synthesis.read_set(plan, finished.source, finished.storage, images, range(5, 17))
+        whole = read_set(plan, finished.source, finished.storage, images, range(40))
+        part = read_set(plan, finished.source, finished.storage, images, range(5, 17))
         assert np.array_equal(part, whole[5:17])
 
 
 def starts(recipe: Recipe) -> dict[tuple[int, int], npt.NDArray[np.uint8]]:
     """What each image (class, slot) of a recipe starts from."""
     prepared = prepare(recipe)
-    machine = Machine("cpu", 1, fast_bf16=False, compiler=False, kernels=False)
-    worker = synthesis.Synthesiser(prepared.plan, prepared.storage, prepared.source, machine, poster=None)  # type: ignore[arg-type]
+    plan, cpu = prepared.plan, torch.device("cpu")
+    models = load_members(plan, prepared.storage, plan.members) if recipe.synthesis.start == "mosaic" else []
     return {
         place: image
-        for unit in prepared.plan.units()
-        for place, image in zip(product(unit.classes, unit.slots), worker._start(unit), strict=True)
+        for unit in plan.units()
+        for place, image in zip(
+            product(unit.classes, unit.slots), make_start(plan, prepared.source.train, unit, models, cpu), strict=True
+        )
     }
+
+
+def test_a_run_keeps_what_its_images_started_from(finished: Run) -> None:
+    plan, expected = finished.plan, starts(finished.recipe)
+    kept = read_starts(plan, finished.storage, range(40))
+    assert len(expected) == 40
+    assert all(np.array_equal(kept[4 * label + slot], image) for (label, slot), image in expected.items())
+    assert np.array_equal(read_starts(plan, finished.storage, range(5, 17)), kept[5:17])
+    distilled = read_set(plan, finished.source, finished.storage, plan.distilled, range(40))
+    change = np.abs(kept.astype(int) - distilled).reshape(40, -1).mean(1)
+    assert change.min() > 0  # each image is another than its start
 
 
 @pytest.mark.parametrize("start", ["real", "mosaic"])
@@ -223,7 +236,7 @@ def test_mosaics_are_of_their_own_class_and_run_through_its_images_again_and_aga
     assert np.bincount(train.labels).max() < 4 * 10
     box = np.array([[0.0, 0.0, 1.0, 1.0, 0.0]])
     for (label, slot), image in starts(recipe).items():
-        order = synthesis.draw_real(train, label, len(train), "start", recipe.seed)
+        order = draw_real(train, label, len(train), "start", recipe.seed)
         taken = train.read(order[np.arange(4 * slot, 4 * slot + 4) % len(order)])
         small = to_pixels(apply_boxes(from_pixels(taken, torch.device("cpu")), box.repeat(4, 0), 4)).numpy()
         above, below = np.concatenate([*small[:2]], axis=2), np.concatenate([*small[2:]], axis=2)

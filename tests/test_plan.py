@@ -13,8 +13,9 @@ from PIL import Image
 from teddy_ray.fingerprints import VERSIONS
 from teddy_ray.plan import STAGES, Plan
 from teddy_ray.pool_plan import DataFacts, Given
-from teddy_ray.recipe import Curriculum, Part, Recipe, Role
+from teddy_ray.recipe import Control, Curriculum, LabelMembers, Part, Recipe, Role
 from teddy_ray.recipe_file import load_recipe, parse_recipe
+from teddy_ray.rows import ROWS
 from teddy_ray.sources import open_source
 
 DIGITS = load_recipe(Path(__file__).parents[1] / "pipelines/recipes/digits.yaml")
@@ -35,6 +36,7 @@ LEAVES = dict(leaves())
 RESULT = [key for key, info in LEAVES.items() if Role.RESULT in info.metadata]
 EXECUTION = [key for key, info in LEAVES.items() if Role.EXECUTION in info.metadata]
 DATA = [key for key in RESULT if key.startswith("data.")]
+MEMBERS = [key for key in RESULT if key.startswith("labels.members.")]
 MOSAIC = [key for key in RESULT if key.startswith("synthesis.mosaic.")]
 
 
@@ -75,6 +77,7 @@ FULL = change(
     "synthesis.curriculum",
     Curriculum(crop_scale=(0.9, 1.0), image_size=4),
 )
+FULL = change(change(FULL, "labels.mode", "top_k"), "evaluation.longer_epochs", (900,))
 """A recipe of which every result field is used, but for those of another generation."""
 
 GIVEN = Given("hash of the weights", 0.6)
@@ -104,7 +107,7 @@ def test_a_fingerprint_is_a_pure_function_of_recipe_and_data():
     assert len(set(stages().values())) == len(STAGES)
 
 
-@pytest.mark.parametrize("key", [key for key in RESULT if key not in (*DATA, "pool.base.well_trained")])
+@pytest.mark.parametrize("key", [key for key in RESULT if key not in (*DATA, *MEMBERS, "pool.base.well_trained")])
 def test_every_result_field_changes_the_fingerprint_of_some_stage(key):
     base = change(FULL, "pool.generation", "post") if key.startswith("pool.post.") else FULL
     given = GIVEN if key.startswith("pool.base.") else None
@@ -158,6 +161,13 @@ def test_the_execution_fields_are_those_that_scripts_count_on():
         ("labels.threads", "labels"),
         ("labels.temperature", "labels"),
         ("labels.augmentation.flip", "labels"),
+        ("labels.mode", "labels"),
+        ("labels.top_k", "labels"),
+        ("labels.averaged", "labels"),
+        ("labels.ensemble", "labels"),
+        ("labels.cutmix", "labels"),
+        ("labels.kernels", "labels"),
+        ("evaluation.longer_epochs", "evaluation"),
         ("evaluation.threads", "evaluation"),
         ("evaluation.epochs", "evaluation"),
         ("evaluation.controls", "evaluation"),
@@ -166,6 +176,33 @@ def test_the_execution_fields_are_those_that_scripts_count_on():
 def test_a_field_changes_its_own_stage_and_all_that_read_it_and_nothing_before(key, first):
     recipe = change(FULL, key, another(get(FULL, key), LEAVES[key].annotation))
     assert changed(recipe, base=FULL) == from_stage(first)
+
+
+@pytest.mark.parametrize("mode", ["fp16", "none"])
+def test_how_many_classes_are_kept_does_not_matter_where_all_or_none_are(mode):
+    base = change(DIGITS, "labels.mode", mode)
+    assert changed(change(base, "labels.top_k", 3), base=base) == set()
+
+
+@pytest.mark.parametrize(
+    ("choice", "chosen"),
+    [
+        ({"epochs": (2, 6)}, [(0, 2), (0, 6), (1, 2), (1, 6)]),
+        ({"seeds": (1,)}, [(1, 2), (1, 4), (1, 6), (1, 8), (1, 10)]),
+        ({"seeds": (1,), "epochs": (4,)}, [(1, 4)]),
+        ({"architectures": ("resnet18",)}, []),
+        ({"ratios": (0.2,)}, []),
+    ],
+)
+def test_members_that_label_are_those_of_every_list(choice, chosen):
+    plan = Plan(change(DIGITS, "labels.members", LabelMembers(**choice)), FACTS)
+    assert [(member.seed, member.epoch) for member in plan.label_members] == chosen
+    assert changed(plan.recipe) == from_stage("labels")
+
+
+def test_members_that_are_all_listed_are_all():
+    everyone = LabelMembers(epochs=DIGITS.pool.snapshots, architectures=DIGITS.pool.architectures)
+    assert changed(change(DIGITS, "labels.members", everyone)) == set()
 
 
 @pytest.mark.parametrize("start", ["real", "noise"])
@@ -277,8 +314,8 @@ def test_there_is_a_student_for_every_row_and_seed_each_with_its_own_fingerprint
 
 
 def test_equal_labels_stand_for_distilled_and_random_soft_alone():
-    labels = {run.row: run.labels for run in Plan(DIGITS, FACTS).students}
-    assert labels == {"distilled": "soft", "random_soft": "soft", "random_hard": "hard", "full_data": "hard"}
+    soft = {run.row: run.labelled is not None for run in Plan(DIGITS, FACTS).students}
+    assert soft == {"distilled": True, "random_soft": True, "random_hard": False, "full_data": False}
 
 
 @pytest.mark.parametrize("row", ["distilled", "random_soft", "random_hard", "full_data"])
@@ -319,8 +356,89 @@ def test_every_seed_draws_a_random_set_of_its_own_and_both_controls_share_it():
 
 def test_without_random_controls_no_random_set_is_drawn():
     plan = Plan(change(DIGITS, "evaluation.controls", ("full_data",)), FACTS)
-    assert plan.random_sets == ()
+    assert plan.labelled_controls == ()
     assert {run.row for run in plan.students} == {"distilled", "full_data"}
+
+
+EVERY_CONTROL = change(DIGITS, "evaluation.controls", tuple(row for row in ROWS if row != "distilled"))
+
+
+def test_controls_are_the_rows_of_the_table():
+    assert set(typing.get_args(Control)) == set(ROWS) - {"distilled"}
+
+
+def test_sets_that_are_labelled_beside_the_distilled_one_are_those_of_soft_controls():
+    sets = Plan(EVERY_CONTROL, FACTS).labelled_controls
+    draws = [f"random draw {seed}" for seed in DIGITS.evaluation.seeds]
+    expected = ["starting images", "distilled, plain", *draws, *(f"{draw}, plain" for draw in draws)]
+    assert sorted(labelled.name for labelled in sets) == sorted(expected)
+    assert len({labelled.fingerprint for labelled in sets}) == len(sets)
+
+
+def test_every_row_has_a_student_of_every_kind_seed_and_budget():
+    recipe = change(change(EVERY_CONTROL, "evaluation.longer_epochs", (600, 900)), "evaluation.students", ("a", "b"))
+    runs = Plan(recipe, FACTS).students
+    small = [row for row in ROWS if row != "full_data"]
+    expected = {
+        (row, student, seed, epochs)
+        for row in small
+        for student in "ab"
+        for seed in range(3)
+        for epochs in (300, 600, 900)
+    } | {("full_data", student, seed, 30) for student in "ab" for seed in range(3)}
+    assert {(run.row, run.student, run.seed, run.epochs) for run in runs} == expected
+    assert len({run.fingerprint for run in runs}) == len({run.name for run in runs}) == len(runs) == len(expected)
+    assert {run.epochs for run in runs if run.longer} == {600, 900}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "same"),
+    [
+        ("synthesis.steps", 7, True),
+        ("synthesis.ce_weight", 7.0, True),
+        ("synthesis.learning_rate", 7.0, True),
+        ("synthesis.images_per_class", 7, False),
+        ("seed", 7, False),
+    ],
+)
+def test_starting_images_are_those_of_all_syntheses_that_start_from_them(key, value, same):
+    before, after = (Plan(recipe, FACTS).image_set("start") for recipe in (DIGITS, change(DIGITS, key, value)))
+    assert (before == after) is same
+
+
+@pytest.mark.parametrize(
+    ("start", "key", "value"),
+    [
+        ("mosaic", "pool.learning_rate", 7.0),
+        ("mosaic", "synthesis.mosaic.candidates", 7),
+        ("mosaic", "synthesis.augmentation.crop_ratio", (0.9, 1.0)),
+        ("noise", "synthesis.classes_per_unit", 7),
+        ("noise", "synthesis.slots_per_unit", 7),
+    ],
+)
+def test_starting_images_follow_what_they_are_made_with(start, key, value):
+    base = change(DIGITS, "synthesis.start", start)
+    before, after = (Plan(recipe, FACTS).image_set("start") for recipe in (base, change(base, key, value)))
+    assert before != after
+    real = (Plan(recipe, FACTS).image_set("start") for recipe in (DIGITS, change(DIGITS, key, value)))
+    assert len(set(real)) == 1
+
+
+@pytest.mark.parametrize(
+    ("labels", "epochs", "views"),
+    [
+        ({}, 300, 100),
+        ({}, 30, 30),
+        ({"averaged": True}, 300, 300),
+        ({"mode": "none"}, 300, 300),
+        ({"mode": "top_k"}, 300, 100),
+    ],
+)
+def test_students_see_the_stored_views_or_one_for_each_epoch(labels, epochs, views):
+    recipe = DIGITS
+    for key, value in labels.items():
+        recipe = change(recipe, f"labels.{key}", value)
+    assert Plan(recipe, FACTS).num_views(epochs) == views
 
 
 # -- chunks and class ranges of the statistics ---------------------------------------------------------------------
@@ -427,14 +545,14 @@ def test_rows_are_ordered_by_class_then_slot_with_unique_ids():
     plan = synthesis(3, 5, 2)
     rows = range(plan.num_images)
     assert plan.image_labels(rows) == sorted(list(range(10)) * 3)
-    assert len(set(plan.image_ids(rows))) == 30
-    assert plan.image_ids(range(4, 6)) == plan.image_ids(rows)[4:6] == ["00001-00001", "00001-00002"]
+    assert len(set(plan.image_ids)) == 30
+    assert plan.image_ids[4:6] == ("00001-00001", "00001-00002")
 
 
 @pytest.mark.parametrize("per_file", [1, 7, 100, 1000])
 def test_the_files_of_a_set_hold_every_row_once(per_file):
     plan = Plan(change(DIGITS, "labels.images_per_file", per_file), FACTS)
-    shards = plan.shards(plan.distilled)
+    shards = plan.shards(plan.labelled(plan.distilled))
     assert [row for shard in shards for row in shard.rows] == list(range(100))
     assert len({shard.fingerprint for shard in shards}) == len(shards) == -(-100 // per_file)
 
@@ -448,7 +566,24 @@ def test_work_is_counted_in_full():
         "labels": 100 * 100 * 10,
         "evaluation": 3 * (3 * 100 * 300 + 200 * 30),
     }
-    assert Plan(DIGITS, FACTS).label_bytes == 100 * 100 * 10 * 2
+
+
+@pytest.mark.parametrize(
+    ("labels", "num_classes", "each"),
+    [
+        ({}, 10, 100 * 10 * 2),
+        ({"averaged": True}, 10, 10 * 2),
+        ({"mode": "none"}, 10, 0),
+        ({"mode": "top_k", "top_k": 3}, 10, 100 * 3 * (2 + 1)),
+        ({"mode": "top_k", "top_k": 3}, 256, 100 * 3 * (2 + 1)),
+        ({"mode": "top_k", "top_k": 3, "averaged": True}, 257, 3 * (2 + 2)),
+    ],
+)
+def test_bytes_of_labels_are_known_beforehand(labels, num_classes, each):
+    recipe = DIGITS
+    for key, value in labels.items():
+        recipe = change(recipe, f"labels.{key}", value)
+    assert Plan(recipe, with_counts(*[20] * num_classes)).label_bytes == 10 * num_classes * each
 
 
 def test_weight_of_a_blend_does_not_matter_where_nothing_is_blended():

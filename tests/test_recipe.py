@@ -166,7 +166,11 @@ def test_every_problem_is_reported_at_once_with_key_value_and_remedy(recipe_file
         "synthesis.curriculum.share": (1, "should be less than 1"),
         "synthesis.curriculum.crop_scale.0": (0, "should be greater than 0"),
         "synthesis.curriculum.image_size": (3, "should be greater than or equal to 4"),
-        "evaluation.controls.0": ("random_softt", "should be 'random_soft', 'random_hard' or 'full_data'"),
+        "evaluation.controls.0": (
+            "random_softt",
+            "should be 'random_soft', 'random_hard', 'start_soft', "
+            "'start_hard', 'distilled_hard', 'distilled_plain', 'random_plain' or 'full_data'",
+        ),
     }
 
 

@@ -19,8 +19,20 @@ from teddy_ray.models.own import ARCHITECTURES
 from teddy_ray.models.pooling import replace_pooling
 from teddy_ray.randomness import generator
 
-__all__ = ["ARCHITECTURES", "Classifier", "build", "code_identity", "freeze", "outline", "takes_any_size"]
+__all__ = [
+    "ARCHITECTURES",
+    "MEAN",
+    "STD",
+    "Classifier",
+    "build",
+    "code_identity",
+    "freeze",
+    "outline",
+    "takes_any_size",
+]
 
+MEAN, STD = 0.5, 0.25
+"""What pixels in [0, 1] are normalised by, where no base says otherwise."""
 FORMS = ("torchvision/<name>", "timm/<name>", "<module>:<function>")
 LIBRARIES = {"torchvision": from_torchvision.find, "timm": from_timm.find}
 SIZES = (8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
@@ -41,8 +53,8 @@ class Classifier(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        mean: float | Sequence[float] = 0.5,
-        std: float | Sequence[float] = 0.25,
+        mean: float | Sequence[float] = MEAN,
+        std: float | Sequence[float] = STD,
         *,
         repeat: int = 1,
     ) -> None:
@@ -67,8 +79,8 @@ def build(
     channels: int,
     image_size: int,
     seed: int = 0,
-    mean: float | Sequence[float] = 0.5,
-    std: float | Sequence[float] = 0.25,
+    mean: float | Sequence[float] = MEAN,
+    std: float | Sequence[float] = STD,
 ) -> Classifier:
     """Build a model with weights drawn from (name, seed).
 

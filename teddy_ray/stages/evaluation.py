@@ -2,34 +2,38 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import ray
+import torch
+from torch import nn
 
 from teddy_ray.device import describe, prepare
 from teddy_ray.errors import StageError
-from teddy_ray.labels import Views
-from teddy_ray.plan import Plan, StudentRun
+from teddy_ray.plan import Plan
 from teddy_ray.records import Score
-from teddy_ray.sources import Source
+from teddy_ray.replay import Labeller, TrainingSet
+from teddy_ray.sources import Images, Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.executor import result_of
-from teddy_ray.stages.labels import label_sets, read_labelled, views_of
+from teddy_ray.stages.images import read_set
+from teddy_ray.stages.labels import label_models, label_sets, read_labelled, views_of
 from teddy_ray.stages.session import Session
-from teddy_ray.stages.synthesis import read_set
 from teddy_ray.storage import Storage
-from teddy_ray.students import TrainingSet, train_student
+from teddy_ray.student_plan import StudentRun
+from teddy_ray.students import measure, train_student
 from teddy_ray.training import num_batches
+from teddy_ray.views import ViewedImages, Views
 
 
 def run(session: Session) -> None:
     """Label the controls, train the students that are not there yet, publish the table's rows."""
     started = time.monotonic()
     plan, storage, part = session.plan, session.storage, session.recipe.evaluation
-    label_sets(session, [images for images in plan.random_sets if "random_soft" in part.controls], "controls")
+    label_sets(session, plan.labelled_controls, "controls")
     missing = [run for run in plan.students if not storage.has("student", run.fingerprint)]
     if missing:
         session.start()
@@ -51,12 +55,13 @@ def run(session: Session) -> None:
     manifests = [storage.open("student", run.fingerprint).manifest for run in plan.students]
     scores = [
         Score(
-            row=run.row,
+            row=f"{run.row}@{run.epochs}" if run.longer else run.row,
             student=run.student,
             accuracy=manifest["accuracy"],
-            labels=run.labels,
+            labels=run.kind.labels,
             split="test",
             steps=manifest["steps"],
+            n_counts=run.kind.n_counts,
         )
         for run, manifest in zip(plan.students, manifests, strict=True)
     ]
@@ -81,59 +86,79 @@ class _Job:
 def _train(run: StudentRun, job: _Job) -> None:
     started = time.monotonic()
     recipe = job.plan.recipe
-    device = prepare(recipe.evaluation.threads, recipe.evaluation.gpus_per_worker)
-    training = _training_set(run, job)
-    test = job.source.test
+    part = recipe.evaluation
+    device = prepare(part.threads, part.gpus_per_worker)
+    training = _training_set(run, job, device)
+    rates = part.learning_rate if isinstance(part.learning_rate, tuple) else (part.learning_rate,)
+    best: tuple[float, float, nn.Module] | None = None  # validation accuracy, rate, model
+    for index, rate in enumerate(rates):
 
-    def report(epoch: int, loss: float) -> None:
-        job.poster(run.name, epoch / run.epochs, f"epoch {epoch}/{run.epochs}, loss {loss:.3f}")
+        def report(epoch: int, loss: float, index: int = index) -> None:
+            share = (index + epoch / run.epochs) / len(rates)
+            job.poster(run.name, share, f"epoch {epoch}/{run.epochs}, loss {loss:.3f}")
 
-    try:
-        accuracy = train_student(
-            training,
-            (test.read(), test.labels),
-            recipe.evaluation,
-            architecture=run.student,
-            seed=run.seed,
-            epochs=run.epochs,
-            temperature=recipe.labels.temperature if run.labels == "soft" else 1.0,
-            device=device,
-            on_epoch=report,
-        )
-    except FloatingPointError as error:
-        raise StageError("evaluation", run.name, f"{error} (evaluation.learning_rate)") from None
+        try:
+            model = train_student(
+                training,
+                part,
+                architecture=run.student,
+                seed=run.seed,
+                epochs=run.epochs,
+                learning_rate=rate,
+                temperature=recipe.labels.temperature if run.labelled else 1.0,
+                device=device,
+                on_epoch=report,
+            )
+        except FloatingPointError as error:
+            if len(rates) > 1:
+                continue  # a rate that is too high is what a search is for
+            raise StageError("evaluation", run.name, f"{error} (evaluation.learning_rate)") from None
+        score = _accuracy(model, job.source.validation, device) if len(rates) > 1 else math.nan
+        if best is None or score > best[0]:
+            best = (score, rate, model)
+    if best is None:
+        raise StageError("evaluation", run.name, "the loss is not finite at any of evaluation.learning_rate")
     with job.storage.publish("student", run.fingerprint) as draft:
         draft.facts = {
             "name": run.name,
-            "accuracy": accuracy,
-            "steps": run.epochs * num_batches(len(training.images), recipe.evaluation.batch_size),
+            "accuracy": _accuracy(best[2], job.source.test, device),
+            "learning_rate": best[1],
+            "steps": run.epochs * num_batches(len(training), part.batch_size),
             "device": describe(device),
             "seconds": time.monotonic() - started,
         }
 
 
-def _training_set(run: StudentRun, job: _Job) -> TrainingSet:
-    plan, train = job.plan, job.source.train
+def _accuracy(model: nn.Module, images: Images, device: torch.device) -> float:
+    return measure(model, images.read(), images.labels, device)
+
+
+def _training_set(run: StudentRun, job: _Job, device: torch.device) -> TrainingSet:
+    plan, train, labels = job.plan, job.source.train, job.plan.recipe.labels
+    num_classes, plain = len(plan.data.classes), run.kind.plain
+    num_views = 1 if plain else plan.num_views(run.epochs)
     if run.images is None:
-        labels = plan.recipe.labels
         views = Views(
             seed=plan.recipe.seed,
             set_key=plan.data.train,
+            ids=train.ids,
             augmentation=labels.augmentation,
-            num_views=min(labels.views, run.epochs),
+            cutmix=labels.cutmix,
         )
-        return TrainingSet(train.read(), views.boxes(train.ids), _one_hot(train.labels, plan))
-    if run.labels == "soft":
-        rows = read_labelled(job.storage, run.images)
-        return TrainingSet(rows.images, views_of(plan, run.images).boxes(rows.ids), rows.soft_labels)
+        return TrainingSet(ViewedImages(train.read(), views), train.labels, num_classes, num_views, None)
+    views = views_of(plan, run.images, plain=plain)
+    if run.labelled:
+        rows = read_labelled(job.storage, run.labelled)
+        soft = rows.soft_labels or _ensemble(job, device)
+        return TrainingSet(ViewedImages(rows.images, views), rows.labels, num_classes, num_views, soft)
     everything = range(plan.num_images)
     pixels = read_set(plan, job.source, job.storage, run.images, everything)
     classes = np.array(plan.image_labels(everything), dtype=np.int64)
-    boxes = views_of(plan, run.images).boxes(plan.image_ids(everything))
-    return TrainingSet(pixels, boxes, _one_hot(classes, plan))
+    return TrainingSet(ViewedImages(pixels, views), classes, num_classes, num_views, None)
 
 
-def _one_hot(labels: npt.NDArray[np.int64], plan: Plan) -> npt.NDArray[np.float32]:
-    """(n,) -> (n 1 classes): one label for all views of an image."""
-    one_hot: npt.NDArray[np.float32] = np.eye(len(plan.data.classes), dtype=np.float32)[labels][:, None]
-    return one_hot
+def _ensemble(job: _Job, device: torch.device) -> Labeller:
+    """The members themselves, where no labels are stored."""
+    labels = job.plan.recipe.labels
+    models = label_models(job.plan, job.storage, device, kernels=False)
+    return Labeller(models, labels.temperature, labels.ensemble)

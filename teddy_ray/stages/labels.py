@@ -8,37 +8,44 @@ from functools import cached_property
 
 import numpy as np
 import ray
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from teddy_ray.dataset import LabelledImages, concatenate, decode, encode
 from teddy_ray.device import prepare
-from teddy_ray.labels import Views, label_views
+from teddy_ray.engine import Machine, check_machine, choose_kernels
+from teddy_ray.frozen import frozen_copy
+from teddy_ray.image_sets import ImageSet, LabelledSet, Shard
+from teddy_ray.labels import Stored, ensemble, join, label_views, store
 from teddy_ray.members import load_members
-from teddy_ray.pixels import from_pixels
-from teddy_ray.plan import ImageSet, Plan, Shard
+from teddy_ray.plan import Plan
 from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import Dispatcher
 from teddy_ray.stages.executor import RayExecutor
+from teddy_ray.stages.images import read_set
+from teddy_ray.stages.machine import machine_of
 from teddy_ray.stages.session import Session
-from teddy_ray.stages.synthesis import read_set
 from teddy_ray.storage import Storage
+from teddy_ray.views import Rows, ViewedImages, Views
 
 
 def run(session: Session) -> None:
     """Label the distilled set."""
-    label_sets(session, [session.plan.distilled], "labels")
+    label_sets(session, [session.plan.labelled(session.plan.distilled)], "labels")
 
 
-def label_sets(session: Session, sets: Sequence[ImageSet], title: str) -> None:
+def label_sets(session: Session, sets: Sequence[LabelledSet], title: str) -> None:
     """Label the shards that are not there yet, then publish each set's list of shards. title: for the progress."""
     started = time.monotonic()
     plan, storage, part = session.plan, session.storage, session.recipe.labels
-    shards = {shard: images for images in sets for shard in plan.shards(images)}
+    shards = {shard: labelled for labelled in sets for shard in plan.shards(labelled)}
     missing = [shard for shard in shards if not storage.has("shard", shard.fingerprint)]
     if missing:
         session.start()
-        settings = (plan, storage, session.source_ref, session.board.poster())
+        machine = machine_of(part, "labels")
+        kernels = choose_kernels("labels.kernels", part.kernels, "fp32", machine)
+        settings = (plan, storage, session.source_ref, machine, kernels, session.board.poster())
         actor = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)(Labeller)
         dispatcher = Dispatcher[Shard](
             "labels",
@@ -51,69 +58,101 @@ def label_sets(session: Session, sets: Sequence[ImageSet], title: str) -> None:
         with session.progress.stage(title, len(missing), "files to label") as bar:
             for _ in dispatcher.run(missing, session.board.shown_on(bar)):
                 pass
-    for images in sets:
-        manifests = [storage.open("shard", shard.fingerprint).manifest for shard in plan.shards(images)]
-        with storage.publish("labels", images.labelled) as draft:
+    for labelled in sets:
+        if storage.has("labels", labelled.fingerprint):
+            continue
+        manifests = [storage.open("shard", shard.fingerprint).manifest for shard in plan.shards(labelled)]
+        with storage.publish("labels", labelled.fingerprint) as draft:
             draft.facts = {
-                "set": images.name,
-                "shards": [shard.fingerprint for shard in plan.shards(images)],
+                "set": labelled.name,
+                "shards": [shard.fingerprint for shard in plan.shards(labelled)],
+                "mass_kept": float(np.mean([manifest["mass_kept"] for manifest in manifests])),
                 "seconds": time.monotonic() - started,
                 "worker_seconds": sum(manifest["seconds"] for manifest in manifests),
             }
 
 
-def read_labelled(storage: Storage, images: ImageSet) -> LabelledImages:
+def read_labelled(storage: Storage, labelled: LabelledSet) -> LabelledImages:
     """A labelled set, read back as it was published."""
-    shards = storage.open("labels", images.labelled).manifest["shards"]
+    shards = storage.open("labels", labelled.fingerprint).manifest["shards"]
     return concatenate([decode(storage.open("shard", shard).read("rows.parquet"))[0] for shard in shards])
 
 
-def views_of(plan: Plan, images: ImageSet) -> Views:
-    """How the views of a set are drawn."""
-    labels = plan.recipe.labels
+def views_of(plan: Plan, images: ImageSet, *, plain: bool = False, rows: range | None = None) -> Views:
+    """How the views of a set, or of some of its rows, are drawn."""
+    labels, ids = plan.recipe.labels, plan.image_ids
     return Views(
-        seed=plan.recipe.seed, set_key=images.fingerprint, augmentation=labels.augmentation, num_views=labels.views
+        seed=plan.recipe.seed,
+        set_key=images.fingerprint,
+        ids=ids if rows is None else ids[rows.start : rows.stop],
+        augmentation=None if plain else labels.augmentation,
+        cutmix=0.0 if plain else labels.cutmix,
     )
 
 
 class Labeller:
     """Holds the members on its device; labels one shard at a time and publishes it."""
 
-    def __init__(self, plan: Plan, storage: Storage, source: Source, poster: Poster) -> None:
+    def __init__(
+        self, plan: Plan, storage: Storage, source: Source, machine: Machine, kernels: bool, poster: Poster
+    ) -> None:
         part = plan.recipe.labels
         self._plan, self._storage, self._source, self._poster = plan, storage, source, poster
         self._device = prepare(part.threads, part.gpus_per_worker)
+        self._machine, self._kernels = machine, kernels
 
     @cached_property
     def _models(self) -> list[nn.Module]:
         # loaded by the first shard: Ray hides the cause of an error in a constructor
-        return [model.to(self._device) for model in load_members(self._plan, self._storage, self._plan.members)]
+        return label_models(self._plan, self._storage, self._device, kernels=self._kernels)
 
-    def label(self, shard: Shard, images: ImageSet) -> None:
+    def label(self, shard: Shard, labelled: LabelledSet) -> None:
         started = time.monotonic()
+        check_machine(self._device, self._machine, self._plan.recipe.cluster.address)
         plan, part = self._plan, self._plan.recipe.labels
-        views = views_of(plan, images)
-        pixels = read_set(plan, self._source, self._storage, images, shard.rows)
-        soft = []
-        for first in range(shard.rows.start, shard.rows.stop, part.batch_size):
-            rows = range(first, min(first + part.batch_size, shard.rows.stop))
-            x = from_pixels(pixels[first - shard.rows.start :][: len(rows)], self._device)
-            done = first - shard.rows.start
-
-            def report(num_views: int, done: int = done, num: int = len(rows)) -> None:
-                share = (done + num * num_views / part.views) / len(shard.rows)
-                self._poster(shard.name, share, f"{done} of {len(shard.rows)} images")
-
-            boxes = views.boxes(plan.image_ids(rows))
-            soft.append(label_views(self._models, x, boxes, part.temperature, report))
-        rows = shard.rows
-        labelled = LabelledImages(
-            ids=plan.image_ids(rows),
-            images=pixels,
-            labels=np.array(plan.image_labels(rows), dtype=np.int64),
-            soft_labels=np.concatenate(soft),
+        # a CutMix partner may be any image of the set
+        read = range(plan.num_images) if part.cutmix > 0 and not labelled.plain else shard.rows
+        images = read_set(plan, self._source, self._storage, labelled.images, read)
+        viewed = ViewedImages(images, views_of(plan, labelled.images, plain=labelled.plain, rows=read))
+        inside = np.arange(shard.rows.start, shard.rows.stop) - read.start
+        soft = self._labels(viewed, inside, shard, labelled) if part.mode != "none" else None
+        rows = LabelledImages(
+            ids=list(plan.image_ids[shard.rows.start : shard.rows.stop]),
+            images=images[inside],
+            labels=np.array(plan.image_labels(shard.rows), dtype=np.int64),
+            soft_labels=soft,
         )
         with self._storage.publish("shard", shard.fingerprint) as draft:
-            data, png_bytes = encode(labelled, plan.data.classes)
+            data, png_bytes = encode(rows, plan.data.classes)
             draft.write("rows.parquet", data)
-            draft.facts = {"name": shard.name, "png_bytes": png_bytes, "seconds": time.monotonic() - started}
+            draft.facts = {
+                "name": shard.name,
+                "png_bytes": png_bytes,
+                "mass_kept": soft.mass_kept if soft else 1.0,
+                "seconds": time.monotonic() - started,
+            }
+
+    def _labels(self, viewed: ViewedImages, rows: Rows, shard: Shard, labelled: LabelledSet) -> Stored:
+        part = self._plan.recipe.labels
+        num_views = 1 if labelled.plain else part.views
+        batches = []
+        for first in range(0, len(rows), part.batch_size):
+            batch = rows[first : first + part.batch_size]
+
+            def label(view: int, batch: Rows = batch) -> Tensor:
+                views = viewed.view(batch, view, self._device)
+                return ensemble(self._models, views, part.temperature, part.ensemble).cpu()
+
+            def report(num_done: int, first: int = first, num: int = len(batch)) -> None:
+                share = (first + num * num_done / num_views) / len(rows)
+                self._poster(shard.name, share, f"{first} of {len(rows)} images")
+
+            labels = label_views(label, num_views, averaged=part.averaged, on_view=report)
+            batches.append(store(labels, part.top_k if part.mode == "top_k" else None))
+        return join(batches)
+
+
+def label_models(plan: Plan, storage: Storage, device: torch.device, *, kernels: bool) -> list[nn.Module]:
+    """The members that label, made ready for many passes."""
+    models = load_members(plan, storage, plan.label_members)
+    return [frozen_copy(model, kernels=kernels).to(device) for model in models]

@@ -7,7 +7,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,15 +21,14 @@ from teddy_ray.matching import Target
 from teddy_ray.members import load_members
 from teddy_ray.moments import buffer_moments
 from teddy_ray.pixels import to_pixels
-from teddy_ray.plan import ImageSet, Plan, Unit
-from teddy_ray.randomness import generator
-from teddy_ray.sources import Images, Source
+from teddy_ray.plan import Plan, Unit
+from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.dispatch import Dispatcher
 from teddy_ray.stages.executor import RayExecutor
+from teddy_ray.stages.images import FINISHED, START, make_start
 from teddy_ray.stages.machine import machine_of
 from teddy_ray.stages.session import Session
-from teddy_ray.starts import mosaic_start, noise_start
 from teddy_ray.storage import Storage
 from teddy_ray.stored_moments import MomentsReader
 from teddy_ray.synthesis import Member, State, optimise
@@ -89,30 +87,6 @@ def _facts(plan: Plan, storage: Storage) -> tuple[float, set[str]]:
     return seconds, devices
 
 
-def read_set(plan: Plan, source: Source, storage: Storage, images: ImageSet, rows: range) -> npt.NDArray[np.uint8]:
-    """The 8-bit images of some rows of a set, (n c h w). Rows are ordered by class, then slot."""
-    per_class = plan.recipe.synthesis.images_per_class
-    classes = range(rows[0] // per_class, rows[-1] // per_class + 1)
-    offset = classes.start * per_class
-    if images.draw is not None:
-        draws = [draw_real(source.train, label, per_class, "random", images.draw) for label in classes]
-        return source.train.read(np.concatenate(draws)[rows.start - offset : rows.stop - offset])
-    size = plan.recipe.data.image_size
-    pixels = np.empty((len(plan.data.classes), per_class, plan.recipe.data.channels, size, size), dtype=np.uint8)
-    for unit in plan.units():
-        if unit.classes.start >= classes.stop or unit.classes.stop <= classes.start:
-            continue
-        block = storage.open("unit", unit.fingerprint).tensors("images.safetensors")["images"].numpy()
-        shape = (len(unit.classes), len(unit.slots), *block.shape[1:])
-        pixels[unit.classes.start : unit.classes.stop, unit.slots.start : unit.slots.stop] = block.reshape(shape)
-    return pixels.reshape(-1, *pixels.shape[2:])[rows.start : rows.stop]
-
-
-def draw_real(images: Images, label: int, num: int, *key: str | int) -> npt.NDArray[np.intp]:
-    """Positions of `num` random images of a class; a longer draw starts with the shorter one."""
-    return generator(*key, images.classes[label]).permutation(images.of_class(label))[:num]
-
-
 class Synthesiser:
     """Holds the members and their moments on its device; optimises one unit at a time and publishes it."""
 
@@ -159,11 +133,12 @@ class Synthesiser:
         checkpoint = Checkpoint(self._storage, "unit", unit.fingerprint, here)
         if self._storage.has("unit", unit.fingerprint):  # by a worker that was given up too early
             return checkpoint.drop()
+        start = make_start(self._plan, self._train, unit, self._models, self._device)
         if (saved := checkpoint.load()) is not None:
             started -= float(saved.pop("seconds"))
             begin = State.from_tensors(saved, self._device)
         else:
-            begin = State.begin(self._start(unit), recipe, self._device)
+            begin = State.begin(start, recipe, self._device)
         labels = np.repeat(np.array(unit.classes, dtype=np.int64), len(unit.slots))
         last, looked = begin.step, time.monotonic()
         checkpointed = looked
@@ -184,7 +159,8 @@ class Synthesiser:
                     checkpoint.save({**state.tensors(), "seconds": torch.tensor(now - started)})
                 checkpointed = time.monotonic()
         with self._storage.publish("unit", unit.fingerprint) as draft:
-            draft.write_tensors("images.safetensors", {"images": to_pixels(state.images)})
+            draft.write_tensors(FINISHED, {"images": to_pixels(state.images)})
+            draft.write_tensors(START, {"images": torch.from_numpy(start)})
             draft.facts = {
                 "name": unit.name,
                 "losses": _thin(state.losses.mean(1).cpu().numpy()),
@@ -198,30 +174,6 @@ class Synthesiser:
 
     def _engine(self, num_images: int) -> Engine:
         return choose(self._plan.recipe, len(self._plan.data.classes), num_images, self._machine)
-
-    def _start(self, unit: Unit) -> npt.NDArray[np.uint8]:
-        recipe = self._plan.recipe
-        if recipe.synthesis.start == "noise":
-            key: tuple[Any, ...] = (recipe.seed, unit.name)
-            return noise_start(unit.num_images, recipe.data.channels, recipe.data.image_size, key)
-        if recipe.synthesis.start == "mosaic":
-            return np.concatenate([self._mosaics(label, unit.slots) for label in unit.classes])
-        rows = [
-            draw_real(self._train, label, unit.slots[-1] + 1, "start", recipe.seed)[unit.slots[0] :]
-            for label in unit.classes
-        ]
-        return self._train.read(np.concatenate(rows))
-
-    def _mosaics(self, label: int, slots: range) -> npt.NDArray[np.uint8]:
-        recipe = self._plan.recipe
-        part, train = recipe.synthesis.mosaic, self._train
-        order = draw_real(train, label, len(train), "start", recipe.seed)
-        num = part.grid**2 * part.candidates
-        # each slot its own stretch of the class's images, from the first again after the last
-        rows = np.take(order, np.arange(slots.start * num, slots.stop * num), mode="wrap")
-        keys = [(recipe.seed, train.classes[label], slot) for slot in slots]
-        augmentation = recipe.synthesis.augmentation
-        return mosaic_start(train.read(rows), label, self._models, part, augmentation, keys=keys, device=self._device)
 
 
 def _thin(losses: npt.NDArray[np.float32]) -> list[list[float]]:

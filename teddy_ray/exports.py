@@ -1,0 +1,70 @@
+"""`teddy-ray export`: a published set in the form that other loaders want, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from teddy_ray.dataset import FACTS, LabelledImages, to_png
+from teddy_ray.errors import InputError, Problem
+from teddy_ray.published import check_set
+from teddy_ray.storage import Storage
+
+CARD = "README.md"
+DISTILLED = "distilled"
+
+
+def export(run: str, form: Literal["imagefolder", "parquet"], destination: str) -> str:
+    """Write the set of a run, or a published set, to a folder that is empty or not there, and say what was written.
+
+    imagefolder: destination/<class>/<id>.png, as torchvision's ImageFolder and `datasets` read it, without soft labels.
+    parquet: the set as it was published. run, destination: paths or URIs. Raises InputError where something is wrong
+    with either, after every check of the set that `teddy-ray check` makes.
+    """
+    path = f"{run.rstrip('/')}/{DISTILLED}" if Storage(run).is_file(f"{DISTILLED}/{FACTS}") else run
+    target = Storage(destination)
+    if target.is_file("") or (target.is_folder("") and not target.is_empty("")):
+        raise InputError([Problem("DEST", destination, "should be a folder that is empty or not there yet")])
+    parts: list[LabelledImages] = []
+    facts = check_set(path, parts.append if form == "imagefolder" else lambda rows: None)
+    if form == "parquet":
+        names = [*facts["files"], *([CARD] if Storage(path).is_file(CARD) else []), FACTS]
+        _write(target, ((name, Storage(path).read(name)) for name in names))
+        return f"{destination}: the set as it was published, {len(names)} files"
+    classes = facts["classes"]
+    bad = [name for name in classes if "/" in name or "\0" in name or name in ("", ".", "..")]
+    if bad:
+        remedy = "these class names cannot name folders; export it with --format parquet"
+        raise InputError([Problem("--format", "imagefolder", f"{remedy}: {', '.join(map(repr, bad[:10]))}")])
+    _write(target, _image_files(parts, classes))
+    order = "" if sorted(classes) == classes else "; ImageFolder sorts classes, so its indices are not those of the set"
+    return f"{destination}: {sum(len(part.ids) for part in parts)} images, without soft labels{order}"
+
+
+def _image_files(parts: Iterable[LabelledImages], classes: list[str]) -> Iterator[tuple[str, bytes]]:
+    for part in parts:
+        for image_id, image, label in zip(part.ids, part.images, part.labels, strict=True):
+            yield f"{classes[label]}/{image_id}.png", to_png(image)
+
+
+def _write(target: Storage, files: Iterable[tuple[str, bytes]]) -> None:
+    """Locally the folder appears when it is whole; elsewhere file by file, the last one last."""
+    if not target.is_local:
+        for name, data in files:
+            target.write(name, data)
+        return
+    folder = Path(target.root)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    try:
+        for name, data in files:
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            (draft / name).write_bytes(data)
+        draft.chmod(0o755)  # mkdtemp's folders are private
+        os.replace(draft, folder)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
