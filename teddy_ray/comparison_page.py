@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from teddy_ray.comparison_results import PaperRow, Result, ResultRow, ResultTable
 from teddy_ray.comparison_runs import Layout
@@ -62,6 +64,7 @@ def to_markdown(layout: Layout, tables: Sequence[ResultTable], summaries: Summar
 def to_html(layout: Layout, tables: Sequence[ResultTable], summaries: Summaries) -> str:
     """compare.html: one file, with links to the reports of the runs beside it."""
     environment = Environment(loader=PackageLoader("teddy_ray"), undefined=StrictUndefined, autoescape=True)
+    environment.filters["breakable"] = _breakable
     return environment.get_template("compare.html").render(
         comparison=layout.comparison,
         facts=list(facts(layout, summaries)),
@@ -100,6 +103,11 @@ def to_json_tree(layout: Layout, tables: Sequence[ResultTable], summaries: Summa
             for table in tables
         ],
     }
+
+
+def _breakable(name: str) -> Markup:
+    """A student's name, which may be broken into lines at its punctuation."""
+    return Markup(re.sub("([/,:])", r"\1<wbr>", str(escape(name))))  # noqa: S704 - escaped
 
 
 def _line(cells: Sequence[str]) -> str:
