@@ -55,6 +55,7 @@ def contradictions(recipe: Recipe) -> Iterable[Problem]:
             yield Problem(key, list(values), "should name each only once")
     yield from _pool_contradictions(recipe)
     yield from _label_contradictions(recipe)
+    yield from _student_contradictions(recipe)
 
 
 def _pool_contradictions(recipe: Recipe) -> Iterable[Problem]:
@@ -92,3 +93,18 @@ def _label_contradictions(recipe: Recipe) -> Iterable[Problem]:
     if budgets != sorted(set(budgets)):
         remedy = f"should rise, from more than evaluation.epochs, {evaluation.epochs}"
         yield Problem("evaluation.longer_epochs", list(evaluation.longer_epochs), remedy)
+    if evaluation.loss == "logit_mse" and labels.ensemble != "logits":
+        yield Problem("evaluation.loss", "logit_mse", "needs labels.ensemble logits; set that, or this to kl")
+
+
+def _student_contradictions(recipe: Recipe) -> Iterable[Problem]:
+    students = recipe.evaluation
+    if list(students.steps.at) != sorted(set(students.steps.at)):
+        yield Problem("evaluation.steps.at", list(students.steps.at), "should be shares in rising order, each once")
+    epochs = {"epochs": students.epochs}
+    if "full_data" in students.controls:
+        epochs["full_data_epochs"] = students.full_data_epochs
+    shortest = min(epochs, key=lambda key: epochs[key])
+    if students.warmup_epochs >= epochs[shortest]:
+        remedy = f"should be below evaluation.{shortest}, {epochs[shortest]}"
+        yield Problem("evaluation.warmup_epochs", students.warmup_epochs, remedy)

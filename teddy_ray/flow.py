@@ -152,7 +152,7 @@ def _label_problems(plan: Plan) -> Iterator[Problem]:
     labels, num_classes = plan.recipe.labels, len(plan.data.classes)
     if not plan.label_members:
         remedy = f"chooses none of the pool's members: {', '.join(member.name for member in plan.members)}"
-        yield Problem("labels.members", result_fields(labels.members), remedy)
+        yield Problem("labels.members", result_fields(labels)["members"], remedy)
     if labels.mode == "top_k" and labels.top_k >= num_classes:
         yield Problem("labels.top_k", labels.top_k, f"should be less than the {num_classes} classes; or choose fp16")
 

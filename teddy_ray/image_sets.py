@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from teddy_ray.fingerprints import fingerprint
 from teddy_ray.pool_plan import Member
@@ -87,8 +87,10 @@ def labelled_fingerprint(recipe: Recipe, images: ImageSet, members: Iterable[Mem
     )
 
 
-def is_chosen(member: Member, choice: LabelMembers) -> bool:
+def is_chosen(member: Member, choice: Literal["all"] | LabelMembers) -> bool:
     """Whether `labels.members` lets a member label."""
+    if choice == "all":
+        return True
     lists = (
         (member.architecture, choice.architectures),
         (member.seed, choice.seeds),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 
 class Role(Enum):
@@ -286,9 +286,7 @@ class Labels(Placed):
     after the last. Under `mode: none` every epoch has views of its own."""
     averaged: Result[bool] = False
     """Store one label per image, the mean over its views. Students see a view of its own in every epoch then."""
-    members: Result[Annotated[LabelMembers, BeforeValidator(lambda value: {} if value == "all" else value)]] = (
-        LabelMembers()
-    )
+    members: Result[Literal["all"] | LabelMembers] = "all"
     """Which members of the pool label: all, or those of the epochs, architectures, seeds or ratios listed."""
     ensemble: Result[Literal["probabilities", "logits"]] = "probabilities"
     """What is averaged over members and stored. logits: for students of `evaluation.loss: logit_mse`."""
@@ -319,6 +317,16 @@ Control = Literal[
 ]
 
 
+class Steps(Part):
+    """`schedule: steps`: when the rate falls, and by how much."""
+
+    at: Result[Annotated[tuple[Fraction, ...], Field(min_length=1)]] = (0.8, 0.9, 0.95)
+    """Shares of the training, without its warm-up, after each of which the rate is multiplied by the factor. The
+    defaults are EDC's for CIFAR-10; DC has [0.5] and a factor of 0.1."""
+    factor: Result[Fraction] = 0.5
+    """What the rate is multiplied by."""
+
+
 class Evaluation(Placed):
     """What the distilled set is worth: accuracy of students on the test split, beside controls."""
 
@@ -338,6 +346,25 @@ class Evaluation(Placed):
     validation part counts."""
     weight_decay: Result[NonNegative] = 0.01
     """The optimiser's weight decay."""
+    loss: Result[Literal["kl", "logit_mse"]] = "kl"
+    """How students learn from soft labels. kl: KL divergence at `labels.temperature`. logit_mse: mean squared error of
+    the logits. Hard labels always take cross-entropy."""
+    ce_weight: Result[NonNegative] = 0.0
+    """Weight of a cross-entropy with the hard label that is added to the loss of soft labels (EDC: 0.025 to 0.1)."""
+    optimiser: Result[Literal["adamw", "sgd"]] = "adamw"
+    """sgd: with `momentum`, and `weight_decay` as an L2 penalty."""
+    momentum: Result[Annotated[float, Field(ge=0, lt=1)]] = 0.9
+    """Momentum of `optimiser: sgd`."""
+    schedule: Result[Literal["cosine", "half_cosine", "steps", "constant"]] = "cosine"
+    """How the rate goes from its peak. cosine: to 0. half_cosine: to half of the peak, as in RDED. steps: down at
+    `steps.at`. constant: not at all."""
+    steps: Result[Steps] = Steps()
+    """When the rate falls under `schedule: steps`."""
+    warmup_epochs: Result[Annotated[int, Field(ge=0)]] = 0
+    """Epochs in which the rate first rises in a straight line to its peak."""
+    ema: Result[Annotated[float, Field(ge=0, lt=1)]] = 0.0
+    """Decay per step of a running average of the weights, which is then what is measured; 0: none. It forgets over
+    1 / (1 - ema) steps: with few steps in all, 0.99 helps and 0.999 has not yet left the start."""
     controls: Result[tuple[Control, ...]] = ("random_soft", "random_hard", "start_soft", "distilled_hard", "full_data")
     """What is trained beside the distilled set, under the same student recipe: random real images with soft or hard
     labels, the images that the synthesis started from, the distilled images with hard labels, the whole training

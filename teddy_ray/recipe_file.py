@@ -128,7 +128,7 @@ def _set_key(tree: dict[str, Any], key: str, value: Any) -> None:
     tree[leaf] = value
 
 
-_ALTERNATIVE = re.compile(r"literal\[.*\]|constrained-.*|bool")
+_ALTERNATIVE = re.compile(r"literal\[.*\]|constrained-.*|bool|tuple\[.*\]|LabelMembers")
 """Pydantic's names for the types of a key that may be of several, which stand behind the key."""
 
 

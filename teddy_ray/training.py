@@ -1,4 +1,4 @@
-"""One training loop, for the bases of the pool and for students: AdamW, soft targets, a cosine to 0."""
+"""One training loop, for the bases of the pool and for students."""
 
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from teddy_ray.data_parallel import Group
 from teddy_ray.randomness import generator
+from teddy_ray.schedules import Schedule, cosine
 
 
 class Batch(NamedTuple):
-    """images: (n c h w) in [0, 1]. targets: (n classes), rows that sum to 1. size: n, or more where other workers have
-    the rest of the batch."""
+    """images: (n c h w) in [0, 1]. targets: (n classes), rows that sum to 1, or logits where the loss compares those.
+    size: n, or more where other workers have the rest of the batch. hard: (n classes), rows that sum to 1, for a loss
+    that takes the hard labels beside the targets."""
 
     images: Tensor
     targets: Tensor
     size: int
+    hard: Tensor | None = None
 
 
 Batches = Callable[[int], Iterable[Batch]]
@@ -40,21 +44,68 @@ def num_batches(num_images: int, batch_size: int) -> int:
     return -(-num_images // batch_size)
 
 
+Loss = Callable[[Tensor, Batch], Tensor]
+"""Logits (n classes) in the targets' type, their batch -> the mean over the batch: a worker's share of it."""
+
+
+def soft_cross_entropy(logits: Tensor, batch: Batch, temperature: float = 1.0) -> Tensor:
+    """tau^2 CE(targets, softmax(logits / tau)), whose gradient is that of tau^2 KL(targets || student).
+
+    tau^2 keeps the size of the gradient (Hinton, Vinyals & Dean, 2015, section 2.1).
+    """
+    loss = functional.cross_entropy(logits / temperature, batch.targets, reduction="sum")
+    return loss * (temperature**2 / batch.size)
+
+
+def logit_error(logits: Tensor, batch: Batch) -> Tensor:
+    """Squared differences from logits, their mean over classes: the soft part of "MSE + gamma GT" (G-VBSM, Shao et
+    al., 2024; EDC, Shao et al., 2024)."""
+    return functional.mse_loss(logits, batch.targets, reduction="sum") / (batch.size * logits.shape[1])
+
+
+def with_hard_labels(loss: Loss, weight: float) -> Loss:
+    """`loss` + weight CE(hard, softmax(logits)): with `logit_error`, the whole of "MSE + gamma GT"."""
+
+    def both(logits: Tensor, batch: Batch) -> Tensor:
+        assert batch.hard is not None
+        return loss(logits, batch) + weight * soft_cross_entropy(logits, batch._replace(targets=batch.hard))
+
+    return both
+
+
+def running_average(model: nn.Module, decay: float) -> AveragedModel:
+    """An average of the model's weights over the steps, theta' <- decay theta' + (1 - decay) theta, from those after
+    the first step on.
+
+    BatchNorm's running statistics are averaged with the same decay: to first order in the movement of the weights,
+    they are the statistics that the averaged weights have. Beside the present statistics, as EDC's code has it, the
+    averaged weights would be measured with those of others. The count of batches is an integer and loses its
+    fractions; no evaluation reads it.
+    """
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
 @dataclass
 class State:
     """A training after some epochs: all that it needs to go on, to the bit.
 
-    losses: mean loss of each epoch so far.
+    losses: mean loss of each epoch so far. average: of the weights, where one is kept.
     """
 
     model: nn.Module
-    optimiser: torch.optim.AdamW
+    optimiser: torch.optim.Optimizer
     losses: list[float] = field(default_factory=list)
+    average: AveragedModel | None = None
 
     @property
     def epoch(self) -> int:
         """Epochs done."""
         return len(self.losses)
+
+    @property
+    def measured(self) -> nn.Module:
+        """The model whose accuracy counts."""
+        return self.model if self.average is None else self.average
 
     @classmethod
     def begin(cls, model: nn.Module, weight_decay: float) -> State:
@@ -65,20 +116,27 @@ class State:
         named = {f"model/{name}": tensor for name, tensor in self.model.state_dict().items()}
         for index, values in self.optimiser.state_dict()["state"].items():
             named |= {f"optimiser/{index}/{key}": value for key, value in values.items()}
+        if self.average is not None:
+            named |= {f"average/{name}": tensor for name, tensor in self.average.state_dict().items()}
         return {**named, "losses": torch.tensor(self.losses, dtype=torch.float64)}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         """Go back to what `tensors` gave."""
         of_model: dict[str, Tensor] = {}
+        of_average: dict[str, Tensor] = {}
         of_optimiser: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind == "model":
                 of_model[rest] = tensor
+            elif kind == "average":
+                of_average[rest] = tensor
             elif kind == "optimiser":
                 index, _, key = rest.partition("/")
                 of_optimiser.setdefault(int(index), {})[key] = tensor
         self.model.load_state_dict(of_model)
+        if self.average is not None:
+            self.average.load_state_dict(of_average)
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": of_optimiser, "param_groups": groups})
         self.losses = tensors["losses"].tolist()
@@ -92,14 +150,15 @@ def fit(
     epochs: int,
     steps_per_epoch: int,
     learning_rate: float,
-    temperature: float = 1.0,
+    loss: Loss = soft_cross_entropy,
+    schedule: Schedule = cosine,
     warmup_epochs: int = 0,
     autocast: torch.dtype | None = None,
     group: Group = Group(),  # noqa: B008 - frozen
 ) -> Iterator[State]:
     """Train on from `state`, in place, and yield it after each epoch.
 
-    The loss is tau^2 CE(targets, softmax(logits / tau)), whose gradient is that of tau^2 KL(targets || student).
+    The learning rate rises in a straight line over the warm-up, then follows the schedule.
     key: names the training; models that draw (dropout) draw from it and the epoch. autocast: type of products.
     group: the workers that share each batch.
     Raises FloatingPointError naming the epoch where a loss is not finite.
@@ -112,18 +171,20 @@ def fit(
         losses = []
         with torch.random.fork_rng(devices=gpus):
             torch.manual_seed(int(generator("training", *key, epoch, group.rank).integers(2**63)))
-            for step, (images, targets, size) in enumerate(batches(epoch), start=(epoch - 1) * steps_per_epoch):
+            for step, batch in enumerate(batches(epoch), start=(epoch - 1) * steps_per_epoch):
+                factor = (step + 1) / warmup if step < warmup else schedule(step - warmup, total - warmup)
                 for parameters in optimiser.param_groups:
-                    parameters["lr"] = learning_rate * _warmup_cosine(step, total, warmup)
-                with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
-                    logits = model(images)
-                loss = functional.cross_entropy(logits.to(targets.dtype) / temperature, targets, reduction="sum")
-                loss = loss * (temperature**2 / size)
+                    parameters["lr"] = learning_rate * factor
+                with torch.autocast(batch.images.device.type, autocast, enabled=autocast is not None):
+                    logits = model(batch.images)
+                value = loss(logits.to(batch.targets.dtype), batch)
                 optimiser.zero_grad(set_to_none=True)
-                loss.backward()
+                value.backward()
                 group.sum_gradients(model)
                 optimiser.step()
-                losses.append(loss.detach())
+                if state.average is not None:
+                    state.average.update_parameters(model)
+                losses.append(value.detach())
         mean_loss = group.sum_number(float(torch.stack(losses).mean()))
         if not math.isfinite(mean_loss):
             raise FloatingPointError(f"the loss is not finite in epoch {epoch}; lower the learning rate")
@@ -142,9 +203,3 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> floa
         num += len(images)
     model.train(was_training)
     return correct / num
-
-
-def _warmup_cosine(step: int, total: int, warmup: int) -> float:
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))

@@ -12,7 +12,7 @@ from torchvision import models as torchvision_models
 
 import teddy_ray
 from teddy_ray import cli
-from teddy_ray.models import build, code_identity, freeze, from_torchvision, outline, takes_any_size
+from teddy_ray.models import ARCHITECTURES, build, code_identity, freeze, from_torchvision, outline, takes_any_size
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 
@@ -178,10 +178,13 @@ def test_names_that_would_reach_out_for_more_are_no_models_of_timm():
     ("name", "told"),
     [
         ("convnett", "did you mean convnet"),
-        ("densenet121", "did you mean torchvision/densenet121"),
+        ("densenet169", "did you mean torchvision/densenet169"),
+        ("densenet_121", "did you mean densenet121"),
+        ("mobilenetv2", "did you mean mobilenet_v2"),
+        ("efficientnet_b1", "did you mean torchvision/efficientnet_b1"),
         ("torchvision/resnet19", "did you mean torchvision/resnet18"),
         ("timm/resnet18x", "did you mean timm/resnet18"),
-        ("huggingface/resnet18", "should be one of convnet, resnet18, resnet34, resnet50, torchvision/<name>"),
+        ("huggingface/resnet18", f"should be one of {', '.join(ARCHITECTURES)}, torchvision/<name>, timm/<name>"),
         ("nothing_like_it", "<module>:<function>"),
     ],
 )

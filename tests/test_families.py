@@ -43,6 +43,8 @@ CHEAP = [
 ]
 """One of every family, and of those with other layers in them; but maxvit, whose images have 224 pixels at least."""
 
+OWN = ["resnet101", "densenet121", "mobilenet_v2", "shufflenet_v2", "efficientnet_b0"]
+
 TIMM = [
     "test_byobnet",
     "test_convnext",
@@ -90,6 +92,11 @@ def test_every_tap_gives_as_many_channels_as_its_layer_has(name):
     check_taps(f"torchvision/{name}")
 
 
+@pytest.mark.parametrize("name", OWN)
+def test_every_tap_of_our_own_gives_as_many_channels_as_its_layer_has(name):
+    check_taps(name)
+
+
 @pytest.mark.parametrize("name", TIMM)
 def test_every_tap_of_timm_gives_as_many_channels_as_its_layer_has(name):
     pytest.importorskip("timm")
@@ -102,7 +109,7 @@ def test_every_tap_of_every_classifier_gives_as_many_channels_as_its_layer_has(n
     check_taps(f"torchvision/{name}")
 
 
-TRAINED = [*(f"torchvision/{name}" for name in CHEAP), "timm/test_resnet", "timm/test_vit"]
+TRAINED = [*(f"torchvision/{name}" for name in CHEAP), *OWN, "timm/test_resnet", "timm/test_vit"]
 
 
 @pytest.fixture(scope="module", params=TRAINED)

@@ -7,7 +7,7 @@ import torch
 from teddy_ray import students
 from teddy_ray.labels import Dense, TopK, ensemble, join, label_views, store
 from teddy_ray.models import build, freeze
-from teddy_ray.recipe import Augmentation, Evaluation
+from teddy_ray.recipe import Augmentation, Evaluation, Labels
 from teddy_ray.replay import Labeller, TrainingSet
 from teddy_ray.students import train_student
 from teddy_ray.views import ViewedImages, Views
@@ -175,7 +175,7 @@ def test_student_sees_the_labelled_views_each_with_its_own_label(monkeypatch):
     data, seen = training(telling()), {}
 
     def record(state, batches, **options):
-        assert options["temperature"] == 2.5
+        assert options["loss"].keywords == {"temperature": 2.5}
         assert options["epochs"] * options["steps_per_epoch"] == sum(len(list(batches(e))) for e in range(1, 7))
         for epoch in range(1, 7):
             x, y = (torch.cat(parts) for parts in list(zip(*batches(epoch), strict=True))[:2])
@@ -186,11 +186,11 @@ def test_student_sees_the_labelled_views_each_with_its_own_label(monkeypatch):
     train_student(
         data,
         Evaluation(batch_size=4),
+        Labels(temperature=2.5),
         architecture="convnet:width=2,depth=1",
         seed=0,
         epochs=6,
         learning_rate=1e-3,
-        temperature=2.5,
         device=CPU,
     )
     for epoch in range(1, 7):

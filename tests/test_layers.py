@@ -48,6 +48,7 @@ FLOORS = (
         "pixels",
         "priors",
         "pruning",
+        "schedules",
         "starts",
         "statistics",
         "students",

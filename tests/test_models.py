@@ -9,7 +9,10 @@ from teddy_ray.models.resnet import BLOCKS
 
 torch.set_num_threads(1)  # on tensors this small, threads only wait for each other
 
-SMALL = {name: f"{name}:width={8 if name == 'convnet' else 2}" for name in ARCHITECTURES}
+SMALL = {
+    name: f"{name}:width={8 if name == 'convnet' else 2}" if "width" in architecture.options else name
+    for name, architecture in ARCHITECTURES.items()
+}
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -46,7 +49,12 @@ def test_a_norm_of_each_image_is_a_norm_of_groups_of_channels(norm, width, num_g
 
 @pytest.mark.parametrize(
     ("name", "block", "num_blocks"),
-    [("resnet18", "basic", 8), ("resnet34", "basic", 16), ("resnet50", "bottleneck", 16)],
+    [
+        ("resnet18", "basic", 8),
+        ("resnet34", "basic", 16),
+        ("resnet50", "bottleneck", 16),
+        ("resnet101", "bottleneck", 33),
+    ],
 )
 def test_resnets_have_the_blocks_of_their_names(name, block, num_blocks):
     model = build(SMALL[name], num_classes=2, channels=3, image_size=8)
@@ -106,11 +114,12 @@ def test_size_of_a_model_of_no_name_is_not_told(name):
 @pytest.mark.parametrize(
     ("name", "size", "told"),
     [
-        ("convnext", 8, ["'convnext'", "convnet", "resnet18", "resnet34", "resnet50"]),
+        ("convnext", 8, ["'convnext'", "convnet", "resnet18", "resnet34", "resnet50", "efficientnet_b0"]),
         ("", 8, ["''", "convnet"]),
         ("convnet:wide=8", 8, ["'wide'", "convnet", "width", "depth", "norm"]),
         ("resnet18:norm=group", 8, ["'norm'", "resnet18", "width"]),
         ("resnet18:layers=2", 8, ["'layers'", "width"]),
+        ("densenet121:width=8", 8, ["'width'", "densenet121 has no options"]),
         ("convnet:width=big", 8, ["width='big'", "width=128"]),
         ("convnet:width=1.5", 8, ["width='1.5'", "width=128"]),
         ("convnet:width=0", 8, ["width='0'", "width=128"]),

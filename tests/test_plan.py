@@ -36,7 +36,6 @@ LEAVES = dict(leaves())
 RESULT = [key for key, info in LEAVES.items() if Role.RESULT in info.metadata]
 EXECUTION = [key for key, info in LEAVES.items() if Role.EXECUTION in info.metadata]
 DATA = [key for key in RESULT if key.startswith("data.")]
-MEMBERS = [key for key in RESULT if key.startswith("labels.members.")]
 MOSAIC = [key for key in RESULT if key.startswith("synthesis.mosaic.")]
 
 
@@ -107,7 +106,9 @@ def test_a_fingerprint_is_a_pure_function_of_recipe_and_data():
     assert len(set(stages().values())) == len(STAGES)
 
 
-@pytest.mark.parametrize("key", [key for key in RESULT if key not in (*DATA, *MEMBERS, "pool.base.well_trained")])
+@pytest.mark.parametrize(
+    "key", [key for key in RESULT if key not in (*DATA, "labels.members", "pool.base.well_trained")]
+)
 def test_every_result_field_changes_the_fingerprint_of_some_stage(key):
     base = change(FULL, "pool.generation", "post") if key.startswith("pool.post.") else FULL
     given = GIVEN if key.startswith("pool.base.") else None
@@ -171,6 +172,9 @@ def test_the_execution_fields_are_those_that_scripts_count_on():
         ("evaluation.threads", "evaluation"),
         ("evaluation.epochs", "evaluation"),
         ("evaluation.controls", "evaluation"),
+        ("evaluation.loss", "evaluation"),
+        ("evaluation.steps.at", "evaluation"),
+        ("evaluation.ema", "evaluation"),
     ],
 )
 def test_a_field_changes_its_own_stage_and_all_that_read_it_and_nothing_before(key, first):

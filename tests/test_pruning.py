@@ -23,6 +23,9 @@ PRUNABLE = [
     *(f"convnet:width=32,norm={norm}" for norm in ("batch", "group", "layer", "instance", "none")),
     "resnet18:width=16",
     "resnet50:width=8",
+    "densenet121",
+    "mobilenet_v2",
+    "efficientnet_b0",
     "torchvision/densenet121",
     "torchvision/mobilenet_v2",
     "torchvision/efficientnet_b0",
@@ -34,6 +37,7 @@ PRUNABLE = [
     "torchvision/squeezenet1_1",
 ]
 FIXED = {
+    "shufflenet_v2": "ShuffleNetV2 cannot be pruned (ZeroDivisionError",
     "torchvision/shufflenet_v2_x0_5": "ShuffleNetV2 cannot be pruned (ZeroDivisionError",
     "torchvision/swin_t": "SwinTransformer cannot be pruned (NotImplementedError: it has attention",
     "torchvision/swin_v2_t": "SwinTransformer cannot be pruned (NotImplementedError: it has attention",

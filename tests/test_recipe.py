@@ -127,7 +127,9 @@ synthesis:
   {steps: 0, ce_weight: .nan, num_workers: 0, start: reel, compile: maybe, precision: fp16, checkpoint_s: -1,
    normalise_layers: 1, tv_weight: -1, l2_weight: "0",
    mosaic: {grid: 1, candidates: 0, crop_scale: 0.5}, curriculum: {share: 1, crop_scale: [0, 1], image_size: 3}}
-evaluation: {controls: [random_softt]}
+evaluation:
+  {controls: [random_softt], loss: mse, ce_weight: -1, optimiser: adam, momentum: 1, schedule: linear,
+   steps: {at: [], factor: 1}, warmup_epochs: -1, ema: 1}
 """
 
 
@@ -138,6 +140,9 @@ def test_every_problem_is_reported_at_once_with_key_value_and_remedy(recipe_file
     assert value != value
     assert remedy == "should be a finite number"
     value, remedy = found.pop("pool.snapshots")
+    assert value == []
+    assert "at least 1 item" in remedy
+    value, remedy = found.pop("evaluation.steps.at")
     assert value == []
     assert "at least 1 item" in remedy
     assert found == {
@@ -166,6 +171,14 @@ def test_every_problem_is_reported_at_once_with_key_value_and_remedy(recipe_file
         "synthesis.curriculum.share": (1, "should be less than 1"),
         "synthesis.curriculum.crop_scale.0": (0, "should be greater than 0"),
         "synthesis.curriculum.image_size": (3, "should be greater than or equal to 4"),
+        "evaluation.loss": ("mse", "should be 'kl' or 'logit_mse'"),
+        "evaluation.ce_weight": (-1, "should be greater than or equal to 0"),
+        "evaluation.optimiser": ("adam", "should be 'adamw' or 'sgd'"),
+        "evaluation.momentum": (1, "should be less than 1"),
+        "evaluation.schedule": ("linear", "should be 'cosine', 'half_cosine', 'steps' or 'constant'"),
+        "evaluation.steps.factor": (1, "should be less than 1"),
+        "evaluation.warmup_epochs": (-1, "should be greater than or equal to 0"),
+        "evaluation.ema": (1, "should be less than 1"),
         "evaluation.controls.0": (
             "random_softt",
             "should be 'random_soft', 'random_hard', 'start_soft', "
@@ -246,6 +259,10 @@ def test_a_fraction_lies_between_0_and_1(load, key, value):
         ("synthesis.curriculum.crop_scale=[0.6, 0.5]", "should be [low, high] with low <= high <= 1"),
         ("synthesis.curriculum.image_size=33", "should be at most data.image_size, 32"),
         ("synthesis.models_per_step=6", "at most 5, the members of the pool"),
+        ("evaluation.steps.at=[0.9, 0.8]", "should be shares in rising order, each once"),
+        ("evaluation.steps.at=[0.5, 0.5]", "should be shares in rising order, each once"),
+        ("evaluation.warmup_epochs=30", "should be below evaluation.full_data_epochs, 30"),
+        ("evaluation.loss=logit_mse", "needs labels.ensemble logits"),
     ],
 )
 def test_a_contradiction_is_refused_with_its_key_and_value(load, override, remedy):
@@ -254,6 +271,13 @@ def test_a_contradiction_is_refused_with_its_key_and_value(load, override, remed
     assert set(found) == {key}
     assert found[key][0] == yaml.safe_load(value)
     assert remedy in found[key][1]
+
+
+def test_warm_up_may_be_longer_than_a_training_that_is_not_asked_for(load):
+    overrides = ["evaluation.controls=[]", "evaluation.warmup_epochs=299"]
+    assert load(*overrides).evaluation.warmup_epochs == 299
+    told = {"evaluation.warmup_epochs": (299, "should be below evaluation.epochs, 299")}
+    assert problems(load, *overrides, "evaluation.epochs=299") == told
 
 
 def test_mosaics_whose_grid_does_not_divide_the_images_are_refused(load):

@@ -101,11 +101,11 @@ def _train(run: StudentRun, job: _Job) -> None:
             model = train_student(
                 training,
                 part,
+                recipe.labels,
                 architecture=run.student,
                 seed=run.seed,
                 epochs=run.epochs,
                 learning_rate=rate,
-                temperature=recipe.labels.temperature if run.labelled else 1.0,
                 device=device,
                 on_epoch=report,
             )

@@ -1,0 +1,294 @@
+"""Labels through Ray: of the stored images, replayed to the bit, in every form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Run, content_hashes, copy_artifacts, open_session, tiny
+from torch import Tensor
+
+import teddy_ray
+from teddy_ray.errors import InputError
+from teddy_ray.flow import distill, prepare
+from teddy_ray.labels import ensemble
+from teddy_ray.members import load_members
+from teddy_ray.plan import Plan
+from teddy_ray.progress import Progress
+from teddy_ray.published import check_set
+from teddy_ray.stages import evaluation, labels
+from teddy_ray.stages.evaluation import _Job, _training_set
+from teddy_ray.stages.images import read_set
+from teddy_ray.stages.labels import Labeller, read_labelled, views_of
+from teddy_ray.stages.machine import _inspect
+from teddy_ray.views import ViewedImages
+
+CPU = torch.device("cpu")
+ROWS = np.arange(40)
+
+
+def digest(x: Tensor) -> str:
+    return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
+
+
+def digests(plan: Plan, folder: Path, epochs: range) -> list[str]:
+    """Of what teddy_ray.load gives in each epoch, image by image, in a process of its own."""
+    code = f"""
+import hashlib, sys, teddy_ray
+data = teddy_ray.load(sys.argv[1])
+for epoch in {list(epochs)}:
+    for view, _, _ in data.at(epoch):
+        print(hashlib.sha256(view.numpy().tobytes()).hexdigest())
+"""
+    path = str(folder / "runs" / plan.recipe.name / "distilled")
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+def test_labels_are_of_the_stored_images(finished: Run) -> None:
+    """Invariant 5: what was labelled is what anybody reads back from the published files."""
+    plan, store = finished.plan, finished.storage
+    data = teddy_ray.load(str(finished.folder / "runs" / "tiny" / "distilled"))
+    pixels = read_set(plan, finished.source, store, plan.distilled, range(40))
+    assert np.array_equal(data.training.viewed.images, pixels)
+    models = load_members(plan, store, plan.members)
+    for epoch in range(1, 7):
+        views, targets, _ = data.training.batch(ROWS, epoch, CPU)
+        again = ensemble(models, views, plan.recipe.labels.temperature, "probabilities")
+        assert (again - targets).abs().max() < 1e-3  # float16
+
+
+def test_students_see_the_labelled_pixels_to_the_bit_in_any_process(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Invariant 4: what the labelling stage shows the members, what a student's epoch sees, and what others load."""
+    copy_artifacts(finished, "labels", tmp_path)
+    recipe = tiny(tmp_path, labels__cutmix=0.5, labels__views=3, labels__batch_size=7, labels__images_per_file=11)
+    prepared = prepare(recipe)
+    plan = prepared.plan
+    part = recipe.labels
+    quiet: Any = lambda *_, **__: None  # noqa: E731
+    worker = Labeller(plan, prepared.storage, prepared.source, _inspect(part), False, quiet)
+    shown: list[Tensor] = []
+
+    def record(models: object, views: Tensor, *rest: object) -> Tensor:
+        shown.append(views)
+        return torch.full((len(views), 10), 0.1)
+
+    labelled = plan.labelled(plan.distilled)
+    with monkeypatch.context() as patched:
+        patched.setattr(labels, "ensemble", record)
+        viewed_by_members = [torch.empty(40, 1, 8, 8) for _ in range(3)]
+        for shard in plan.shards(labelled):
+            worker.label(shard, labelled)
+            for first in range(shard.rows.start, shard.rows.stop, part.batch_size):
+                for view in range(3):
+                    batch = shown.pop(0)
+                    viewed_by_members[view][first : first + len(batch)] = batch
+    assert not shown
+    labels.run(open_session(recipe))  # publishes the list of the shards that are there
+    run = next(run for run in plan.students if run.row == "distilled")
+    training = _training_set(run, _Job(plan, prepared.storage, prepared.source, quiet), CPU)
+    order = np.random.default_rng(0).permutation(40)
+    for epoch in range(1, 5):
+        seen = torch.empty(40, 1, 8, 8)
+        for rows in np.array_split(order, 9):
+            seen[rows] = training.batch(rows, epoch, CPU).views
+        assert digest(seen) == digest(viewed_by_members[(epoch - 1) % 3])
+    mixed = [training.viewed.mixes(ROWS, view) for view in range(3)]
+    assert any((mixes.boxes != 0).any() for mixes in mixed if mixes)
+
+
+def test_a_published_epoch_is_what_students_saw_in_another_process(finished: Run) -> None:
+    plan = finished.plan
+    run = next(run for run in plan.students if run.row == "distilled")
+    quiet: Any = lambda *_, **__: None  # noqa: E731
+    training = _training_set(run, _Job(plan, finished.storage, finished.source, quiet), CPU)
+    ours = [digest(view) for epoch in (1, 2, 4) for view in training.batch(ROWS, epoch, CPU).views]
+    theirs = digests(plan, finished.folder, range(1, 5))
+    assert [theirs[40 * (epoch - 1) + row] for epoch in (1, 2, 4) for row in range(40)] == ours
+
+
+def test_views_of_a_part_are_those_of_the_whole(finished: Run) -> None:
+    plan = finished.plan
+    pixels = read_set(plan, finished.source, finished.storage, plan.distilled, range(40))
+    whole = ViewedImages(pixels, views_of(plan, plan.distilled)).view(ROWS, 2, CPU)
+    part = ViewedImages(pixels[10:20], views_of(plan, plan.distilled, rows=range(10, 20)))
+    assert digest(part.view(np.arange(10), 2, CPU)) == digest(whole[10:20])
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "top_k": {"labels__mode": "top_k", "labels__top_k": 2},
+    "averaged": {"labels__averaged": True},
+    "none": {"labels__mode": "none", "labels__members": {"epochs": [3], "seeds": [1]}},
+    "logits": {"labels__ensemble": "logits"},
+    "cutmix, top_k": {"labels__cutmix": 1.0, "labels__mode": "top_k", "labels__top_k": 1},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_of_labels_makes_a_set_that_students_and_others_read(
+    finished: Run, tmp_path: Path, form: str
+) -> None:
+    copy_artifacts(finished, "labels", tmp_path)
+    recipe = tiny(
+        tmp_path, **FORMS[form], evaluation__seeds=[0], evaluation__controls=["random_soft"], evaluation__epochs=8
+    )
+    with open(tmp_path / "progress.txt", "w") as stream:
+        summary = distill(recipe, Progress(stream))
+    plan = prepare(recipe).plan
+    folder = tmp_path / "runs" / "tiny" / "distilled"
+    facts = check_set(str(folder))
+    assert facts["labels"]["mode"] == recipe.labels.mode == summary.labels["mode"]
+    assert summary.bytes["labels"] == plan.label_bytes
+    assert (summary.bytes["members"] > 0) == (form == "none")
+    assert 0.1 < summary.labels["mass_kept"] <= 1
+    assert (summary.labels["mass_kept"] < 1) == ("top_k" in form)
+    # what others load is what our students learnt from
+    quiet: Any = lambda *_, **__: None  # noqa: E731
+    prepared = prepare(recipe)
+    run = next(run for run in plan.students if run.row == "distilled")
+    ours = _training_set(run, _Job(plan, prepared.storage, prepared.source, quiet), CPU)
+    theirs = teddy_ray.load(str(folder)).training
+    for epoch in (1, 6, 7, 8):
+        for mine, their in zip(ours.batch(ROWS, epoch, CPU), theirs.batch(ROWS, epoch, CPU), strict=True):
+            torch.testing.assert_close(their, mine, rtol=1e-4, atol=1e-5)
+    if form == "none":
+        assert sorted(path.name for path in (folder / "members").iterdir()) == ["00000.safetensors"]
+
+
+def test_averaged_labels_are_the_mean_of_those_of_the_views(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "labels", tmp_path)
+    session = open_session(tiny(tmp_path, labels__averaged=True))
+    labels.run(session)
+    found = read_labelled(session.storage, session.plan.labelled(session.plan.distilled)).soft_labels
+    each = read_labelled(finished.storage, finished.plan.labelled(finished.plan.distilled)).soft_labels
+    assert found is not None
+    assert each is not None
+    mean = sum(each.of(ROWS, view) for view in range(6)) / 6
+    np.testing.assert_allclose(found.of(ROWS, 0), mean, atol=1e-3)
+
+
+def test_members_are_those_of_the_list(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "labels", tmp_path)
+    session = open_session(tiny(tmp_path, labels__members={"epochs": [1]}))
+    plan = session.plan
+    labels.run(session)
+    found = read_labelled(session.storage, plan.labelled(plan.distilled))
+    weak = [member for member in plan.members if member.epoch == 1]
+    views = ViewedImages(found.images, views_of(plan, plan.distilled)).view(ROWS, 3, CPU)
+    again = ensemble(load_members(plan, session.storage, weak), views, 1.0, "probabilities")
+    assert len(weak) == 2
+    assert found.soft_labels is not None
+    np.testing.assert_allclose(found.soft_labels.of(ROWS, 3), again, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("labels_", "message"),
+    [
+        ({"members": {"epochs": [2]}}, "labels.members: found .*chooses none of the pool's members: .*epoch1"),
+        ({"mode": "top_k", "top_k": 10}, "labels.top_k: found 10; should be less than the 10 classes"),
+    ],
+)
+def test_labels_that_cannot_be_are_named_before_work_starts(tmp_path: Path, labels_: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare(tiny(tmp_path, **{f"labels__{key}": value for key, value in labels_.items()}))
+
+
+# -- students ------------------------------------------------------------------------------------------------------
+
+
+def test_a_killed_evaluation_goes_on_with_the_students_that_are_left(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "evaluation", tmp_path)
+    session = open_session(tiny(tmp_path))
+    plan = session.plan
+
+    class Killed(BaseException):
+        pass
+
+    def show(num_done: int, running: object) -> None:
+        if num_done >= 3:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(session.board, "shown_on", lambda bar: show)
+        with pytest.raises(Killed):
+            evaluation.run(session)
+    done = {path.parent.name: path.read_bytes() for path in tmp_path.glob("artifacts/student/*/manifest.json")}
+    assert 3 <= len(done) < len(plan.students)
+    assert not session.storage.has("evaluation", plan.evaluation)
+    evaluation.run(open_session(tiny(tmp_path)))
+    manifests = {path.parent.name: path.read_bytes() for path in tmp_path.glob("artifacts/student/*/manifest.json")}
+    assert done.items() <= manifests.items()  # not trained again: a manifest holds its seconds
+    assert set(manifests) == {run.fingerprint for run in plan.students}
+    accuracies = {
+        run.name: [json.loads(folder[run.fingerprint])["accuracy"] for folder in (manifests,)] for run in plan.students
+    }
+    assert accuracies == {
+        run.name: [finished.storage.open("student", run.fingerprint).manifest["accuracy"]] for run in plan.students
+    }
+
+
+def test_every_control_budget_and_rate_makes_rows(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "evaluation", tmp_path)
+    recipe = tiny(
+        tmp_path,
+        evaluation__controls=[
+            *["random_soft", "random_hard", "start_soft", "start_hard", "distilled_hard", "distilled_plain"],
+            *["random_plain", "full_data"],
+        ],
+        evaluation__seeds=[0],
+        evaluation__epochs=2,
+        evaluation__longer_epochs=[3],
+        evaluation__learning_rate=[1e-6, 5e-3],
+    )
+    with open(tmp_path / "progress.txt", "w") as stream:
+        summary = distill(recipe, Progress(stream))
+    small = ["distilled", "random_soft", "start_soft", "distilled_hard", "random_hard", "start_hard"]
+    plain = ["distilled_plain", "random_plain"]
+    assert set(summary.accuracy) == {*small, *plain, "full_data", *(f"{row}@3" for row in (*small, *plain))}
+    assert summary.accuracy["distilled@3"].student_steps == 1.5 * summary.accuracy["distilled"].student_steps
+    assert None not in summary.scores.values()
+    manifests = [json.loads(path.read_text()) for path in tmp_path.glob("artifacts/student/*/manifest.json")]
+    assert 5e-3 in {manifest["learning_rate"] for manifest in manifests} <= {1e-6, 5e-3}
+    page = (tmp_path / "runs" / "tiny" / "report.html").read_text()
+    assert "images before synthesis" in page
+
+
+def test_the_search_for_a_rate_reads_the_validation_part_alone(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy_artifacts(finished, "evaluation", tmp_path)
+    recipe = tiny(tmp_path, evaluation__learning_rate=[1e-3, 2e-3], evaluation__epochs=1)
+    prepared = prepare(recipe)
+    measured: list[tuple[int, float]] = []
+    scores = iter([0.7, 0.4, 0.9])
+
+    def measure(model: object, images: object, found: Any, device: object) -> float:
+        measured.append((len(found), next(scores)))
+        return measured[-1][1]
+
+    quiet: Any = lambda *_, **__: None  # noqa: E731
+    monkeypatch.setattr(evaluation, "measure", measure)
+    run = prepared.plan.students[0]
+    evaluation._train(run, _Job(prepared.plan, prepared.storage, prepared.source, quiet))
+    num_validation, num_test = len(prepared.source.validation), len(prepared.source.test)
+    assert measured == [(num_validation, 0.7), (num_validation, 0.4), (num_test, 0.9)]
+    manifest = prepared.storage.open("student", run.fingerprint).manifest
+    assert (manifest["learning_rate"], manifest["accuracy"]) == (1e-3, 0.9)
+
+
+def test_hashes_of_labelled_sets_do_not_depend_on_the_number_of_workers(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "labels", tmp_path)
+    session = open_session(tiny(tmp_path, labels__cutmix=1.0, labels__num_workers=1))
+    labels.run(session)
+    copy_artifacts(finished, "labels", tmp_path / "two")
+    labels.run(open_session(tiny(tmp_path / "two", labels__cutmix=1.0, labels__num_workers=3)))
+    assert content_hashes(tmp_path, "shard") == content_hashes(tmp_path / "two", "shard")
