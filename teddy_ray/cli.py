@@ -12,6 +12,8 @@ from types import FrameType
 from typing import Any
 
 import teddy_ray
+from teddy_ray.comparison import load_comparison
+from teddy_ray.comparison_runs import expand
 from teddy_ray.errors import InputError, StageError
 from teddy_ray.recipe import Recipe
 from teddy_ray.recipe_file import load_recipe
@@ -55,18 +57,22 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=teddy_ray.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    recipe_options = argparse.ArgumentParser(add_help=False)
-    recipe_options.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as pipelines/recipes/digits.yaml")
-    recipe_options.add_argument(
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a dotted key"
     )
-    recipe_options.add_argument("--storage", metavar="URI", help="where artifacts/ and runs/ lie")
-    recipe_options.add_argument("--address", metavar="ADDR", help="a running Ray cluster; without it Ray starts here")
+    options.add_argument("--storage", metavar="URI", help="where artifacts/ and runs/ lie")
+    options.add_argument("--address", metavar="ADDR", help="a running Ray cluster; without it Ray starts here")
+    recipe_options = argparse.ArgumentParser(add_help=False, parents=[options])
+    recipe_options.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as pipelines/recipes/digits.yaml")
 
     distill = commands.add_parser("distill", parents=[recipe_options], help="distil a data set and evaluate it")
     distill.set_defaults(run=_distill)
     plan = commands.add_parser("plan", parents=[recipe_options], help="show what distill would do")
     plan.set_defaults(run=_plan)
+    compare = commands.add_parser("compare", parents=[options], help="methods side by side, beside the paper's figures")
+    compare.add_argument("file", metavar="COMPARISON", help="such as pipelines/comparisons/digits.yaml")
+    compare.set_defaults(run=_compare)
     export = commands.add_parser("export", help="write a distilled data set in the form that other loaders want")
     export.add_argument("path", metavar="RUN", help="a path or URI such as runs/digits or runs/digits/distilled")
     export.add_argument(
@@ -105,6 +111,16 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     prepared = prepare(recipe, Progress().say)
     print(plan_table(prepared.plan, prepared.storage))
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    comparison = load_comparison(arguments.file, arguments.overrides, arguments.storage)
+    given = {} if arguments.address is None else {"cluster.address": arguments.address}
+    layout = expand(comparison, arguments.file, arguments.overrides, given)
+    from teddy_ray.compare import compare
+    from teddy_ray.progress import Progress
+
+    print(compare(layout, Progress()))
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -34,22 +34,22 @@ class Prepared:
     given: GivenBase | None
 
 
-def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> Prepared:
+def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None, source: Source | None = None) -> Prepared:
     """Check everything that can be known before work starts, and plan. Starts no Ray, writes nothing.
 
-    `say` takes lines for the user, where checking the data lasts or leaves images out.
+    `say` takes lines for the user, where checking the data lasts or leaves images out. source: the recipe's data,
+    where it is open already.
 
     Raises InputError with every problem found.
     """
     problems: list[Problem] = []
     storage: Storage | None = None
-    source: Source | None = None
     with _collect(problems):
         storage = Storage(recipe.storage)
         storage.check_writable()
         check_run_folder(storage, recipe.name)
     with _collect(problems):
-        source = open_source(recipe.data, say)
+        source = source or open_source(recipe.data, say)
         problems += _data_problems(recipe, source)
     problems += _architecture_problems(recipe, source)
     if problems or storage is None or source is None:
@@ -64,9 +64,9 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None) -> P
     return Prepared(plan, source, storage, given)
 
 
-def distill(recipe: Recipe, progress: Progress) -> Summary:
-    """Run what is missing of a recipe, publish runs/<name>/ and return its summary."""
-    prepared = prepare(recipe, progress.say)
+def distill(recipe: Recipe, progress: Progress, source: Source | None = None) -> Summary:
+    """Run what is missing of a recipe, publish runs/<name>/ and return its summary. source: as `prepare` takes it."""
+    prepared = prepare(recipe, progress.say, source)
     plan, storage = prepared.plan, prepared.storage
     missing = [stage for stage, fingerprint in plan.stages().items() if not storage.has(stage, fingerprint)]
     if missing:

@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -16,19 +16,15 @@ from teddy_ray.contradictions import contradictions
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.recipe import Part, Recipe
 
+P = TypeVar("P", bound=Part)
+
 
 def load_recipe(path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Recipe:
     """Read a recipe and apply `a.b=value` overrides (values are YAML), then `values` by dotted key, as they are.
 
     Raises InputError with every problem: unknown keys, wrong types, values out of range, contradictions.
     """
-    try:
-        text = Path(path).read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError([Problem("RECIPE", str(path), f"name a readable YAML file ({error})")]) from None
-    tree = _parse_yaml("RECIPE", text)
-    if not isinstance(tree, dict):
-        raise InputError([Problem("RECIPE", str(path), "write a mapping of sections, such as data: and synthesis:")])
+    tree = read_mapping("RECIPE", path, "write a mapping of sections, such as data: and synthesis:")
     problems: list[Problem] = []
     settings: list[tuple[str, Any]] = []
     for override in overrides:
@@ -51,19 +47,35 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), values: Mapping
 
 def parse_recipe(tree: Mapping[str, Any]) -> Recipe:
     """Check a nested mapping and freeze it. Raises InputError with every problem."""
-    tree = _with_empty_sections(Recipe, tree)
+    recipe = check_part(Recipe, _with_empty_sections(Recipe, tree), "RECIPE")
+    if problems := list(contradictions(recipe)):
+        raise InputError(problems)
+    return recipe
+
+
+def read_mapping(what: str, path: str | Path, remedy: str) -> dict[Any, Any]:
+    """The mapping that a YAML file holds. `what` is the file's name on the command line."""
+    try:
+        text = Path(path).read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError([Problem(what, str(path), f"name a readable YAML file ({error})")]) from None
+    tree = _parse_yaml(what, text)
+    if not isinstance(tree, dict):
+        raise InputError([Problem(what, str(path), remedy)])
+    return tree
+
+
+def check_part(part: type[P], tree: Mapping[str, Any], what: str) -> P:
+    """The mapping as a typed part. Raises InputError with every unknown key and every value that cannot be."""
     try:
         # By way of JSON, so that strict checking still takes a list where a tuple is meant.
         text = json.dumps(tree, default=str)
     except (TypeError, ValueError) as error:
-        raise InputError([Problem("RECIPE", str(tree)[:80], f"write plain keys and values ({error})")]) from None
+        raise InputError([Problem(what, str(tree)[:80], f"write plain keys and values ({error})")]) from None
     try:
-        recipe = Recipe.model_validate_json(text)
+        return part.model_validate_json(text)
     except ValidationError as error:
-        raise InputError(_merge(_to_problem(detail) for detail in error.errors())) from None
-    if problems := list(contradictions(recipe)):
-        raise InputError(problems)
-    return recipe
+        raise InputError(_merge(_to_problem(part, detail) for detail in error.errors())) from None
 
 
 def _with_empty_sections(part: type[Part], tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,10 +132,10 @@ _ALTERNATIVE = re.compile(r"literal\[.*\]|constrained-.*|bool|tuple\[.*\]|LabelM
 """Pydantic's names for the types of a key that may be of several, which stand behind the key."""
 
 
-def _to_problem(detail: Any) -> Problem:
+def _to_problem(part: type[Part], detail: Any) -> Problem:
     pieces = [str(piece) for piece in detail["loc"]]
     if detail["type"] == "extra_forbidden":
-        return Problem(".".join(pieces), detail["input"], _closest_key(detail["loc"]))
+        return Problem(".".join(pieces), detail["input"], _closest_key(part, detail["loc"]))
     key = ".".join(piece for piece in pieces if not _ALTERNATIVE.fullmatch(piece))
     if detail["type"] == "tuple_type":
         return Problem(key, detail["input"], f"should be a list, such as [{detail['input']}]")
@@ -144,11 +156,18 @@ def _merge(problems: Iterable[Problem]) -> Iterable[Problem]:
     return by_key.values()
 
 
-def _closest_key(location: tuple[int | str, ...]) -> str:
-    part: Any = Recipe
+def _closest_key(part: type[Part], location: tuple[int | str, ...]) -> str:
     for piece in location[:-1]:
-        part = part.model_fields[str(piece)].annotation
+        if isinstance(piece, str):  # and not the place in a list of parts
+            part = _part_within(part.model_fields[piece].annotation)
     valid = list(part.model_fields)
     close = difflib.get_close_matches(str(location[-1]), valid, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown key; {hint}valid here: {', '.join(valid)}"
+
+
+def _part_within(annotation: Any) -> type[Part]:
+    """The part of a field that holds one, a list of them, or one that may be left out."""
+    if isinstance(annotation, type) and issubclass(annotation, Part):
+        return annotation
+    return next(_part_within(inner) for inner in get_args(annotation) if inner not in (type(None), ...))

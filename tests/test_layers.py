@@ -27,6 +27,9 @@ FLOORS = (
         "scores",
         "randomness",
         "progress",
+        "paper",
+        "comparison",
+        "comparison_runs",
     },
     {
         "augment",
@@ -67,7 +70,20 @@ FLOORS = (
         "given",
     },
     {"stages"},
-    {"summary", "tables", "card", "report", "gallery", "plots", "publication", "flow", "cli"},
+    {
+        "summary",
+        "tables",
+        "card",
+        "report",
+        "gallery",
+        "plots",
+        "publication",
+        "flow",
+        "comparison_results",
+        "comparison_page",
+        "compare",
+        "cli",
+    },
 )
 FLOOR = {module: floor for floor, modules in enumerate(FLOORS) for module in modules}
 FORBIDDEN = ({"torch", "torchvision", "safetensors", "ray"}, {"ray"}, {"ray"}, set(), set())
