@@ -18,7 +18,7 @@ model = resnet18(num_classes=len(data.classes))
 optimiser = torch.optim.AdamW(model.parameters(), lr=1e-3)
 schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
 for epoch in range(1, epochs + 1):
-    for views, targets, _ in DataLoader(data.at(epoch), batch_size=25, shuffle=True, drop_last=True):
+    for views, targets, _ in DataLoader(data.at(epoch), batch_size=25, shuffle=True, drop_last=len(data) > 25):
         logits = model(views.expand(-1, 3, -1, -1))  # grey images as colours
         loss = cross_entropy(logits / data.temperature, targets) * data.temperature**2
         optimiser.zero_grad()

@@ -1,8 +1,10 @@
 """What others read: `teddy_ray.load`, Hugging Face's `datasets`, torchvision's ImageFolder."""
 
 import hashlib
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -98,7 +100,6 @@ OTHERS = (
     "safetensors",
     "sklearn",
     "scipy",
-    "pandas",
     "tqdm",
     "matplotlib",
     "datasets",
@@ -109,6 +110,7 @@ OTHERS = (
 def test_loading_needs_torch_torchvision_and_pyarrow_alone(folder):
     code = f"""
 import sys
+from pathlib import Path
 sys.modules.update(dict.fromkeys({OTHERS!r}))  # cannot be imported
 import teddy_ray
 print(len(teddy_ray.load({str(folder)!r})[0]))
@@ -221,3 +223,28 @@ def test_a_broken_set_is_not_exported(folder, tmp_path):
     with pytest.raises(InputError, match="restore the file"):
         export(str(folder), "parquet", str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+# -- the example ---------------------------------------------------------------------------------------------------
+
+EXAMPLE = Path(__file__).parents[1] / "pipelines" / "train_from_distilled.py"
+
+
+def test_the_example_trains_in_a_clean_process(folder, tmp_path):
+    code = f"""
+import runpy, sys
+sys.modules.update(dict.fromkeys({OTHERS!r}))
+sys.argv = ["train_from_distilled.py", {str(folder)!r}, "2"]
+runpy.run_path({str(EXAMPLE)!r}, run_name="__main__")
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path, env=environment
+    )
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["epoch 1", "epoch 2"]
+
+
+def test_the_readme_shows_the_example_as_it_is():
+    code = EXAMPLE.read_text().split('"""', 2)[2].strip()
+    assert code in (EXAMPLE.parents[1] / "README.md").read_text()
+    assert len([line for line in code.splitlines() if line and "import" not in line]) <= 20
