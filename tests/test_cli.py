@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,10 @@ def refused(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pyte
         ('evaluation.students=["convnet:depth=9"]', "evaluation.students", "convnet:depth=9", "lower the depth"),
         ("synthesis.gpus_per_worker=64", "synthesis.gpus_per_worker", "64", "the cluster has"),
         ("pool.num_workers=4096", "pool.num_workers", "4096", "lower it, or give cluster.address"),
+        ("evaluation.students=[resnet19]", "evaluation.students", "resnet19", "unknown architecture"),
+        ("labels.members={epochs: [3]}", "labels.members", "[3]", "chooses none of the pool's members"),
+        ("labels.mode=fp8", "labels.mode", "'fp8'", "'fp16', 'top_k' or 'none'"),
+        ("labels.views=0", "labels.views", "0", "greater than or equal to 1"),
         ("pool.generation=later", "pool.generation", "'later'", "'prior'"),
     ],
 )
@@ -231,3 +236,29 @@ def test_cluster_without_gpus_or_autoscaler_refuses_at_once(tmp_path: Path) -> N
         cluster.shutdown()
     assert result.returncode == 2, result.stderr
     assert "synthesis.gpus_per_worker: found 1" in result.stderr
+
+
+def test_export_writes_class_folders(finished: Run, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = str(finished.folder / "runs" / "tiny")
+    assert main(["export", run, "--format", "imagefolder", str(tmp_path / "images")]) == 0
+    assert "40 images, without soft labels" in capfd.readouterr().out
+    assert len(list((tmp_path / "images").glob("[0-9]/*.png"))) == 40
+    assert main(["export", run, "--format", "imagefolder", str(tmp_path / "images")]) == 2
+    assert "DEST" in capfd.readouterr().err
+    assert main(["export", str(tmp_path), "--format", "parquet", str(tmp_path / "set")]) == 2
+    assert "should be a distilled data set" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["check", "export"])
+def test_a_file_cut_short_is_named_with_status_2(
+    finished: Run, tmp_path: Path, command: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "distilled"
+    shutil.copytree(finished.folder / "runs" / "tiny" / "distilled", folder)
+    file = next((folder / "data").iterdir())
+    file.write_bytes(file.read_bytes()[:-20])
+    more = ["--format", "parquet", str(tmp_path / "copy")] if command == "export" else []
+    assert main([command, str(folder), *more]) == 2
+    message = capfd.readouterr().err
+    assert str(file) in message
+    assert "restore the file" in message
