@@ -17,7 +17,7 @@ from teddy_ray.plan import Plan
 from teddy_ray.pool_plan import DataFacts
 from teddy_ray.progress import Progress
 from teddy_ray.publication import check_run_folder, publish_run
-from teddy_ray.recipe import Recipe, result_fields
+from teddy_ray.recipe import Recipe
 from teddy_ray.sources import Source, open_source
 from teddy_ray.stages.session import Session, check_local_resources
 from teddy_ray.storage import Storage
@@ -150,9 +150,10 @@ def _data_problems(recipe: Recipe, source: Source) -> list[Problem]:
 def _label_problems(plan: Plan) -> Iterator[Problem]:
     """Where the recipe asks for labels that the pool or the classes do not allow."""
     labels, num_classes = plan.recipe.labels, len(plan.data.classes)
-    if not plan.label_members:
-        remedy = f"chooses none of the pool's members: {', '.join(member.name for member in plan.members)}"
-        yield Problem("labels.members", result_fields(labels)["members"], remedy)
+    if labels.members != "all" and not plan.label_members:
+        names = [member.name for member in plan.members]
+        remedy = f"chooses none of the pool's members: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+        yield Problem("labels.members", labels.members.model_dump(mode="json", exclude_none=True), remedy)
     if labels.mode == "top_k" and labels.top_k >= num_classes:
         yield Problem("labels.top_k", labels.top_k, f"should be less than the {num_classes} classes; or choose fp16")
 
