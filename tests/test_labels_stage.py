@@ -119,6 +119,19 @@ def test_a_published_epoch_is_what_students_saw_in_another_process(finished: Run
     assert [theirs[40 * (epoch - 1) + row] for epoch in (1, 2, 4) for row in range(40)] == ours
 
 
+def test_the_published_folder_is_a_data_set_of_the_hub(
+    finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    folder = finished.folder / "runs" / "tiny" / "distilled"
+    theirs = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path))
+    ours = teddy_ray.load(str(folder)).training
+    assert theirs["label"][:] == ours.labels.tolist()
+    assert np.array_equal(np.stack([np.asarray(image) for image in theirs["image"]]), ours.viewed.images[:, 0])
+    assert np.array(theirs["soft_label"][:]).shape == (40, 6, 10)
+
+
 def test_views_of_a_part_are_those_of_the_whole(finished: Run) -> None:
     plan = finished.plan
     pixels = read_set(plan, finished.source, finished.storage, plan.distilled, range(40))
