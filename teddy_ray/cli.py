@@ -12,8 +12,8 @@ from types import FrameType
 from typing import Any
 
 import teddy_ray
-from teddy_ray.comparison import load_comparison
-from teddy_ray.comparison_runs import expand
+from teddy_ray.comparison.file import load_comparison
+from teddy_ray.comparison.runs import expand
 from teddy_ray.errors import InputError, StageError
 from teddy_ray.recipe import Recipe
 from teddy_ray.recipe_file import load_recipe
@@ -117,7 +117,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     comparison = load_comparison(arguments.file, arguments.overrides, arguments.storage)
     given = {} if arguments.address is None else {"cluster.address": arguments.address}
     layout = expand(comparison, arguments.file, arguments.overrides, given)
-    from teddy_ray.compare import compare
+    from teddy_ray.comparison.compare import compare
     from teddy_ray.progress import Progress
 
     print(compare(layout, Progress()))

@@ -61,7 +61,9 @@ def distilled(monkeypatch):
         return SimpleNamespace(to_dict=lambda: tree)
 
     monkeypatch.setattr(flow, "distill", distill)
-    monkeypatch.setattr("teddy_ray.compare.Session", lambda *_: SimpleNamespace(start=lambda: None, close=lambda: None))
+    monkeypatch.setattr(
+        "teddy_ray.comparison.compare.Session", lambda *_: SimpleNamespace(start=lambda: None, close=lambda: None)
+    )
     return state
 
 

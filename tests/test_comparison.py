@@ -6,8 +6,8 @@ import pytest
 import yaml
 from conftest import TINY
 
-from teddy_ray.comparison import load_comparison
-from teddy_ray.comparison_runs import expand
+from teddy_ray.comparison.file import load_comparison
+from teddy_ray.comparison.runs import expand
 from teddy_ray.errors import InputError
 
 DIGITS = Path(__file__).parents[1] / "pipelines/comparisons/digits.yaml"
@@ -228,8 +228,8 @@ def test_a_table_of_images_per_class_has_the_first_student_of_the_recipe(compari
 def test_the_comparison_of_the_digits_fills_both_tables():
     layout = lay_out(DIGITS)
     assert len(layout.runs) == 18
-    assert len(layout.cells) == 7 * (2 + 4)
+    assert len(layout.cells) == 8 * (2 + 4)
     assert all(len(cell.runs) == 3 for cell in layout.cells.values())
     rows = [row.row for row in layout.comparison.rows]
     assert rows.count("distilled") == rows.count("random_soft") == 3
-    assert rows.count("random_hard") == 1
+    assert rows.count("random_hard") == rows.count("start_soft") == 1

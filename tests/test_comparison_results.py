@@ -6,11 +6,11 @@ import pytest
 import yaml
 from conftest import TINY
 
-from teddy_ray.comparison import load_comparison
-from teddy_ray.comparison_page import to_html, to_json_tree, to_markdown
-from teddy_ray.comparison_results import DataFacts, result_tables
-from teddy_ray.comparison_runs import expand
-from teddy_ray.paper import load_paper
+from teddy_ray.comparison.file import load_comparison
+from teddy_ray.comparison.page import to_html, to_json_tree, to_markdown
+from teddy_ray.comparison.paper import load_paper
+from teddy_ray.comparison.results import DataFacts, result_tables
+from teddy_ray.comparison.runs import expand
 
 CIFAR10 = DataFacts(num_classes=10, num_train=50_000, num_test=10_000, image_size=32)
 IMAGENET = DataFacts(num_classes=1000, num_train=1_281_167, num_test=50_000, image_size=224)

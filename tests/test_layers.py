@@ -27,9 +27,6 @@ FLOORS = (
         "scores",
         "randomness",
         "progress",
-        "paper",
-        "comparison",
-        "comparison_runs",
     },
     {
         "augment",
@@ -79,9 +76,7 @@ FLOORS = (
         "plots",
         "publication",
         "flow",
-        "comparison_results",
-        "comparison_page",
-        "compare",
+        "comparison",
         "cli",
     },
 )

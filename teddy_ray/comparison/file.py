@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
+from teddy_ray.comparison.paper import load_paper
 from teddy_ray.errors import InputError, Problem
-from teddy_ray.paper import load_paper
 from teddy_ray.recipe import Count, Name, Part, Seed
 from teddy_ray.recipe_file import check_part, read_mapping
 

@@ -86,5 +86,5 @@ class Paper(Part):
 @cache
 def load_paper() -> Paper:
     """The figures of paper.yaml."""
-    text = files("teddy_ray").joinpath("paper.yaml").read_text()
+    text = files("teddy_ray.comparison").joinpath("paper.yaml").read_text()
     return check_part(Paper, yaml.safe_load(text), "paper.yaml")

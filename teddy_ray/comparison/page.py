@@ -9,9 +9,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from teddy_ray.comparison_results import PaperRow, Result, ResultRow, ResultTable
-from teddy_ray.comparison_runs import Layout
-from teddy_ray.paper import Figure
+from teddy_ray.comparison.paper import Figure
+from teddy_ray.comparison.results import PaperRow, Result, ResultRow, ResultTable
+from teddy_ray.comparison.runs import Layout
 from teddy_ray.summary import REPORT
 
 Summaries = Mapping[str, Mapping[str, Any]]

@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from teddy_ray.comparison import Method, Table
-from teddy_ray.comparison_runs import Cell, Layout, columns_of
-from teddy_ray.paper import Dataset, Figure, load_paper
+from teddy_ray.comparison.file import Method, Table
+from teddy_ray.comparison.paper import Dataset, Figure, load_paper
+from teddy_ray.comparison.runs import Cell, Layout, columns_of
 
 EQUAL_TREATMENT = {
     "distilled": "random_soft",

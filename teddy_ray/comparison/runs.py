@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from teddy_ray.comparison import IPC, STUDENTS, Comparison, Method, Table, flat
+from teddy_ray.comparison.file import IPC, STUDENTS, Comparison, Method, Table, flat
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.recipe import Recipe
 from teddy_ray.recipe_file import load_recipe, parse_recipe

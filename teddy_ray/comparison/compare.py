@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from teddy_ray import flow
-from teddy_ray.comparison_page import to_html, to_json_tree, to_markdown
-from teddy_ray.comparison_results import DataFacts, ResultTable, result_tables
-from teddy_ray.comparison_runs import Layout, merge_problems
+from teddy_ray.comparison.page import to_html, to_json_tree, to_markdown
+from teddy_ray.comparison.results import DataFacts, ResultTable, result_tables
+from teddy_ray.comparison.runs import Layout, merge_problems
 from teddy_ray.errors import InputError, Problem, StageError
 from teddy_ray.plan import Plan
 from teddy_ray.progress import Progress
