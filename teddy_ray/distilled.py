@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from teddy_ray.dataset import LabelledImages, concatenate
 from teddy_ray.published import check_set
-from teddy_ray.replay import Labeller, TrainingSet
+from teddy_ray.replay import Ensemble, TrainingSet
 from teddy_ray.storage import Storage
 from teddy_ray.views import ViewedImages, Views
 
@@ -90,7 +90,7 @@ def load(path: str) -> DistilledSet:
         ),
     )
     own_views = labels["mode"] == "none" or labels["averaged"]
-    soft = rows.soft_labels or Labeller(_members(path, facts), labels["temperature"], labels["ensemble"])
+    soft = rows.soft_labels or Ensemble(_members(path, facts), labels["temperature"], labels["ensemble"])
     num_views = None if own_views else labels["num_views"]
     return DistilledSet(facts, TrainingSet(viewed, rows.labels, len(facts["classes"]), num_views, soft))
 

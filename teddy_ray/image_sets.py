@@ -57,9 +57,9 @@ def start_fingerprint(recipe: Recipe, train: str, pool: str) -> str:
     parts: dict[str, Any] = {"start": part.start, "per_class": part.images_per_class, "seed": recipe.seed}
     if part.start == "mosaic":
         views = result_fields(part.augmentation)
-        parts |= {"mosaic": result_fields(part.mosaic), "augmentation": views, "pool": pool}
-    if part.start == "noise":
-        parts |= {"units": [part.classes_per_unit, part.slots_per_unit]}  # noise is drawn unit by unit
+        parts |= {"mosaic": result_fields(part.mosaic), "augmentation": views, "pool": pool, "threads": part.threads}
+    if part.start != "real":
+        parts |= {"units": [part.classes_per_unit, part.slots_per_unit]}  # made unit by unit
     return fingerprint("set", train=train, **parts)
 
 
@@ -72,14 +72,14 @@ def labelled_fingerprint(recipe: Recipe, images: ImageSet, members: Iterable[Mem
     """Of a set with the soft labels that the members give it."""
     fields = result_fields(recipe.labels)
     del fields["members"]  # it is their fingerprints that count
-    if recipe.labels.mode != "top_k":
-        del fields["top_k"]
+    unused = [] if recipe.labels.mode == "top_k" else ["top_k"]
+    if recipe.labels.mode == "none":
+        unused += ["views", "averaged", "batch_size", "kernels"]
     if plain:
-        for key in ("views", "averaged", "augmentation", "cutmix"):
-            del fields[key]
+        unused += ["views", "averaged", "augmentation", "cutmix"]
     return fingerprint(
         "labels",
-        fields=fields,
+        fields={key: value for key, value in fields.items() if key not in unused},
         plain=plain,
         seed=recipe.seed,
         members=[member.fingerprint for member in members],

@@ -200,7 +200,7 @@ class Plan:
         )
 
     def num_views(self, epochs: int) -> int:
-        """How many views of each image students of so many epochs see. Hard labels have as many as soft ones."""
+        """How many views of each image students of soft labels see in so many epochs."""
         labels = self.recipe.labels
         return epochs if labels.averaged or labels.mode == "none" else min(labels.views, epochs)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,15 +26,17 @@ class Example(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Labeller:
-    """The ensemble, asked while a student trains."""
+class Ensemble:
+    """The members, asked while a student trains."""
 
     models: Sequence[nn.Module]
     temperature: float
     quantity: Quantity = "probabilities"
 
     def __call__(self, views: Tensor) -> Tensor:
-        return ensemble(self.models, views, self.temperature, self.quantity)
+        """(n c h w) -> (n classes), on the views' device, wherever the members are."""
+        home = next((weight.device for model in self.models for weight in model.parameters()), views.device)
+        return ensemble(self.models, views.to(home), self.temperature, self.quantity).to(views.device)
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,14 @@ class TrainingSet:
     labels: npt.NDArray[np.int64]
     num_classes: int
     num_views: int | None
-    soft: Stored | Labeller | None
+    soft: Stored | Ensemble | None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def view_of(self, epoch: int) -> int:
         """The view that epoch 1, 2, ... sees."""
+        epoch = operator.index(epoch)
         return (epoch - 1) % (self.num_views or epoch)
 
     def batch(self, rows: Rows, epoch: int, device: torch.device) -> Example:
@@ -64,15 +68,16 @@ class TrainingSet:
         hard = self._hard(rows, view, device)
         if self.soft is None:
             return Example(views, hard, hard)
-        if isinstance(self.soft, Labeller):
+        if isinstance(self.soft, Ensemble):
             return Example(views, self.soft(views), hard)
         targets = self.soft.of(rows, view % self.soft.num_views)
         return Example(views, torch.from_numpy(targets).to(device), hard)
 
     def _hard(self, rows: Rows, view: int, device: torch.device) -> Tensor:
-        one_hot = np.eye(self.num_classes)
-        targets = one_hot[self.labels[rows]]
-        if (mixes := self.viewed.mixes(rows, view)) is not None:
-            share = mixes.shares(self.viewed.size)[:, None]
-            targets = (1 - share) * targets + share * one_hot[self.labels[mixes.partners]]
-        return torch.from_numpy(targets.astype(np.float32)).to(device)
+        targets = np.zeros((len(rows), self.num_classes), dtype=np.float32)
+        each, mixes = np.arange(len(rows)), self.viewed.mixes(rows, view)
+        share = mixes.shares(self.viewed.size) if mixes else np.zeros(len(rows))
+        targets[each, self.labels[rows]] = 1 - share
+        if mixes:
+            targets[each, self.labels[mixes.partners]] += share
+        return torch.from_numpy(targets).to(device)

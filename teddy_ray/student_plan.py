@@ -43,9 +43,6 @@ class StudentRun:
 def student_runs(plan: Plan) -> Iterator[StudentRun]:
     """All students, in the order of the table."""
     evaluation = plan.recipe.evaluation
-    fields = result_fields(evaluation)
-    for key in ("students", "seeds", "controls", "epochs", "longer_epochs", "full_data_epochs"):
-        del fields[key]  # each student names its own
     rows = [row for row in ROWS if row == "distilled" or row in evaluation.controls]
     for student in evaluation.students:
         for budget in (evaluation.epochs, *evaluation.longer_epochs):
@@ -54,43 +51,53 @@ def student_runs(plan: Plan) -> Iterator[StudentRun]:
                 if longer and ROWS[row].images is None:
                     continue  # the whole training set has a number of epochs of its own
                 for seed in evaluation.seeds:
-                    yield _run(plan, row, student, seed, budget, longer, fields)
+                    yield _run(plan, row, student, seed, budget, longer)
 
 
-def _run(
-    plan: Plan, row: str, student: str, seed: int, budget: int, longer: bool, fields: dict[str, Any]
-) -> StudentRun:
+def _run(plan: Plan, row: str, student: str, seed: int, budget: int, longer: bool) -> StudentRun:
     kind = ROWS[row]
     images = plan.image_set(kind.images, seed) if kind.images else None
     labelled = plan.labelled(images, plain=kind.plain) if images and kind.labels == "soft" else None
     epochs = budget if images else plan.recipe.evaluation.full_data_epochs
-    inputs = (
-        {"set": labelled.fingerprint} if labelled else {"images": images.fingerprint if images else plan.data.train}
+    identity = fingerprint(
+        "student",
+        fields=_fields(plan, kind),
+        student=student,
+        student_seed=seed,
+        epochs=epochs,
+        labels=kind.labels,
+        seen=_seen(plan, images, labelled, epochs),
+        test=plan.data.test,
+        code=plan.code.get(student),
     )
+    return StudentRun(row, student, seed, images, labelled, epochs, longer, identity)
+
+
+def _fields(plan: Plan, kind: RowKind) -> dict[str, Any]:
+    """What of the students' recipe a row's students follow: what they do not use, they do not change with."""
+    evaluation = plan.recipe.evaluation
+    fields = result_fields(evaluation)
+    unused = ["students", "seeds", "controls", "epochs", "longer_epochs", "full_data_epochs"]  # each names its own
+    if kind.labels == "hard":
+        unused += ["loss", "ce_weight"]
+    if evaluation.optimiser != "sgd":
+        unused.append("momentum")
+    if evaluation.schedule != "steps":
+        unused.append("steps")
+    if isinstance(evaluation.learning_rate, tuple):
+        fields["validation"] = plan.data.validation  # the rate is searched on it
+    return {key: value for key, value in fields.items() if key not in unused}
+
+
+def _seen(plan: Plan, images: ImageSet | None, labelled: LabelledSet | None, epochs: int) -> dict[str, Any]:
+    """What a student sees: the views of images, and their labels."""
     labels = plan.recipe.labels
-    return StudentRun(
-        row,
-        student,
-        seed,
-        images,
-        labelled,
-        epochs,
-        longer,
-        fingerprint(
-            "student",
-            fields=fields,
-            student=student,
-            student_seed=seed,
-            epochs=epochs,
-            labels=kind.labels,
-            plain=kind.plain,
-            seed=plan.recipe.seed,
-            views=plan.num_views(epochs),
-            augmentation=result_fields(labels.augmentation),
-            cutmix=labels.cutmix,
-            validation=plan.data.validation,
-            test=plan.data.test,
-            code=plan.code.get(student),
-            **inputs,
-        ),
-    )
+    if labelled:
+        views = 1 if labelled.plain else plan.num_views(epochs)
+        return {"set": labelled.fingerprint, "views": views}
+    return {
+        "images": images.fingerprint if images else plan.data.train,
+        "seed": plan.recipe.seed,
+        "augmentation": result_fields(labels.augmentation),
+        "cutmix": labels.cutmix,
+    }

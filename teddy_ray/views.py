@@ -7,6 +7,7 @@ Matrix products would be.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ class Views:
         """(n 5): the crops of a view of some images, as `augment` draws them; None for the whole images."""
         if self.augmentation is None:
             return None
-        # exp and log differ in their last bit between processors: rounded, boxes do not
+        # exp and log differ in their last bit between processors: rounded, boxes hardly ever do
         boxes: Boxes = np.round(boxes_of_each(self.augmentation, self._keys("view", rows, view)) * 2**16) / 2**16
         return boxes
 
@@ -62,6 +63,7 @@ class Views:
         return Mixes((rows + step) % len(self.ids), box)
 
     def _keys(self, kind: str, rows: Rows, view: int) -> list[tuple[str | int, ...]]:
+        view = operator.index(view)  # a number of NumPy's would be another key
         return [(kind, self.seed, self.set_key, self.ids[row], view) for row in rows]
 
 
@@ -99,11 +101,14 @@ class ViewedImages:
         x = self._crops(rows, view, device)
         if (mixes := self.mixes(rows, view)) is None:
             return x
-        partners = self._crops(mixes.partners, view, device)
-        top, bottom, left, right = torch.from_numpy(mixes.boxes).to(device)[:, :, None].unbind(1)
+        mixed = np.flatnonzero(mixes.boxes.any(1))
+        partners = self._crops(mixes.partners[mixed], view, device)
+        top, bottom, left, right = torch.from_numpy(mixes.boxes[mixed]).to(device)[:, :, None].unbind(1)
         pixel = torch.arange(self.size, device=device)
         inside = ((pixel >= top) & (pixel < bottom))[:, :, None] & ((pixel >= left) & (pixel < right))[:, None]
-        return torch.where(inside[:, None], partners, x)
+        place = torch.from_numpy(mixed).to(device)
+        x[place] = torch.where(inside[:, None], partners, x[place])
+        return x
 
     def _crops(self, rows: Rows, view: int, device: torch.device) -> Tensor:
         x = torch.from_numpy(self.images[rows]).to(device).float()

@@ -8,7 +8,7 @@ from teddy_ray import students
 from teddy_ray.labels import Dense, TopK, ensemble, join, label_views, store
 from teddy_ray.models import build, freeze
 from teddy_ray.recipe import Augmentation, Evaluation, Labels
-from teddy_ray.replay import Labeller, TrainingSet
+from teddy_ray.replay import Ensemble, TrainingSet
 from teddy_ray.students import train_student
 from teddy_ray.views import ViewedImages, Views
 
@@ -153,7 +153,7 @@ def test_one_label_per_image_serves_every_view():
 
 def test_an_ensemble_labels_what_is_seen():
     pair = models()
-    data = training(Labeller(pair, 2.0), num_views=None)
+    data = training(Ensemble(pair, 2.0), num_views=None)
     x, targets, _ = data.batch(ROWS, 9, CPU)
     assert torch.equal(targets, ensemble(pair, x, 2.0, "probabilities"))
 

@@ -13,7 +13,7 @@ from PIL import Image
 from teddy_ray.fingerprints import VERSIONS
 from teddy_ray.plan import STAGES, Plan
 from teddy_ray.pool_plan import DataFacts, Given
-from teddy_ray.recipe import Control, Curriculum, LabelMembers, Part, Recipe, Role
+from teddy_ray.recipe import Augmentation, Control, Curriculum, LabelMembers, Part, Recipe, Role, Steps
 from teddy_ray.recipe_file import load_recipe, parse_recipe
 from teddy_ray.rows import ROWS
 from teddy_ray.sources import open_source
@@ -77,7 +77,10 @@ FULL = change(
     Curriculum(crop_scale=(0.9, 1.0), image_size=4),
 )
 FULL = change(change(FULL, "labels.mode", "top_k"), "evaluation.longer_epochs", (900,))
+FULL = change(change(FULL, "evaluation.optimiser", "sgd"), "evaluation.schedule", "steps")
 """A recipe of which every result field is used, but for those of another generation."""
+
+EVERY_CONTROL = change(DIGITS, "evaluation.controls", tuple(row for row in ROWS if row != "distilled"))
 
 GIVEN = Given("hash of the weights", 0.6)
 """A base that is right on 60 %: 0.5 / 0.9 of the way from chance, 0.1, to perfect."""
@@ -319,14 +322,53 @@ def test_there_is_a_student_for_every_row_and_seed_each_with_its_own_fingerprint
 
 def test_equal_labels_stand_for_distilled_and_random_soft_alone():
     soft = {run.row: run.labelled is not None for run in Plan(DIGITS, FACTS).students}
-    assert soft == {"distilled": True, "random_soft": True, "random_hard": False, "full_data": False}
+    assert soft == {row: row in ("distilled", "random_soft", "start_soft") for row in soft}
 
 
-@pytest.mark.parametrize("row", ["distilled", "random_soft", "random_hard", "full_data"])
-def test_a_student_of_other_views_is_another_student(row):
-    views = DIGITS.evaluation.full_data_epochs // 3
-    before, after = (students(change(DIGITS, "labels.views", number)) for number in (views, views + 1))
-    assert before[row, 0] != after[row, 0]
+SOFT = ["distilled", "random_soft", "start_soft"]
+HARD = ["distilled_hard", "random_hard", "start_hard", "full_data"]
+PLAIN = ["distilled_plain", "random_plain"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "changed_rows"),
+    [
+        ("evaluation.batch_size", 7, [*SOFT, *HARD, *PLAIN]),
+        ("evaluation.weight_decay", 0.5, [*SOFT, *HARD, *PLAIN]),
+        ("evaluation.ce_weight", 0.5, [*SOFT, *PLAIN]),
+        ("evaluation.loss", "logit_mse", [*SOFT, *PLAIN]),
+        ("evaluation.momentum", 0.5, []),
+        ("evaluation.steps", Steps(at=(0.1,)), []),
+        ("evaluation.epochs", 299, [*SOFT, *HARD[:-1], *PLAIN]),
+        ("evaluation.full_data_epochs", 29, ["full_data"]),
+        ("labels.views", 99, SOFT),
+        ("labels.averaged", True, SOFT),
+        ("labels.temperature", 2.0, [*SOFT, *PLAIN]),
+        ("labels.augmentation", Augmentation(flip=True), [*SOFT, *HARD]),
+        ("labels.cutmix", 0.5, [*SOFT, *HARD]),
+        ("labels.images_per_file", 7, [*SOFT, *PLAIN]),
+        ("synthesis.steps", 7, ["distilled", "distilled_hard", "distilled_plain"]),
+    ],
+)
+def test_a_field_changes_the_students_that_follow_it_and_no_others(key, value, changed_rows):
+    def of_rows(recipe):
+        return {run.row: run.fingerprint for run in Plan(recipe, FACTS).students if run.seed == 0}
+
+    before, after = of_rows(EVERY_CONTROL), of_rows(change(EVERY_CONTROL, key, value))
+    assert {row for row in before if before[row] != after[row]} == set(changed_rows)
+
+
+def test_validation_matters_to_students_whose_rate_is_searched_on_it():
+    for rates, matters in ((2e-3, False), ((1e-3, 2e-3), True)):
+        recipe = change(DIGITS, "evaluation.learning_rate", rates)
+        ours, theirs = (Plan(recipe, replace(FACTS, validation=name)).students[-1] for name in ("validation", "other"))
+        assert (ours.fingerprint != theirs.fingerprint) == matters
+
+
+@pytest.mark.parametrize("key", ["labels.views", "labels.batch_size", "labels.kernels"])
+def test_how_labels_are_made_does_not_matter_where_none_are(key):
+    base = change(DIGITS, "labels.mode", "none")
+    assert changed(change(base, key, another(get(base, key), LEAVES[key].annotation)), base=base) == set()
 
 
 @pytest.mark.parametrize("key", ["seed", "labels.augmentation.flip", "evaluation.batch_size", "evaluation.threads"])
@@ -362,9 +404,6 @@ def test_without_random_controls_no_random_set_is_drawn():
     plan = Plan(change(DIGITS, "evaluation.controls", ("full_data",)), FACTS)
     assert plan.labelled_controls == ()
     assert {run.row for run in plan.students} == {"distilled", "full_data"}
-
-
-EVERY_CONTROL = change(DIGITS, "evaluation.controls", tuple(row for row in ROWS if row != "distilled"))
 
 
 def test_controls_are_the_rows_of_the_table():
@@ -568,7 +607,7 @@ def test_work_is_counted_in_full():
         "statistics": 200 * 10,
         "synthesis": 100 * 200,
         "labels": 100 * 100 * 10,
-        "evaluation": 3 * (3 * 100 * 300 + 200 * 30),
+        "evaluation": 3 * (5 * 100 * 300 + 200 * 30),
     }
 
 

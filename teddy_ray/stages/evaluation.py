@@ -15,7 +15,7 @@ from teddy_ray.device import describe, prepare
 from teddy_ray.errors import StageError
 from teddy_ray.plan import Plan
 from teddy_ray.records import Score
-from teddy_ray.replay import Labeller, TrainingSet
+from teddy_ray.replay import Ensemble, TrainingSet
 from teddy_ray.sources import Images, Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.executor import result_of
@@ -136,7 +136,8 @@ def _accuracy(model: nn.Module, images: Images, device: torch.device) -> float:
 def _training_set(run: StudentRun, job: _Job, device: torch.device) -> TrainingSet:
     plan, train, labels = job.plan, job.source.train, job.plan.recipe.labels
     num_classes, plain = len(plan.data.classes), run.kind.plain
-    num_views = 1 if plain else plan.num_views(run.epochs)
+    # a hard label serves every view: nothing limits how many there are
+    num_views = (1 if plain else plan.num_views(run.epochs)) if run.labelled else None
     if run.images is None:
         views = Views(
             seed=plan.recipe.seed,
@@ -157,8 +158,8 @@ def _training_set(run: StudentRun, job: _Job, device: torch.device) -> TrainingS
     return TrainingSet(ViewedImages(pixels, views), classes, num_classes, num_views, None)
 
 
-def _ensemble(job: _Job, device: torch.device) -> Labeller:
+def _ensemble(job: _Job, device: torch.device) -> Ensemble:
     """The members themselves, where no labels are stored."""
     labels = job.plan.recipe.labels
     models = label_models(job.plan, job.storage, device, kernels=False)
-    return Labeller(models, labels.temperature, labels.ensemble)
+    return Ensemble(models, labels.temperature, labels.ensemble)
