@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(path: str) -> DistilledSet:
+def load(path: str, *, trust_code: bool = False) -> DistilledSet:
     """A published set at a path or URI as a PyTorch data set of (view, soft label, class): see `DistilledSet`."""
     from teddy_ray import distilled  # here, for `import teddy_ray` alone needs no torch
 
-    return distilled.load(path)
+    return distilled.load(path, trust_code=trust_code)

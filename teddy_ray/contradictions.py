@@ -49,6 +49,7 @@ def contradictions(recipe: Recipe) -> Iterable[Problem]:
         "evaluation.students": recipe.evaluation.students,
         "evaluation.controls": recipe.evaluation.controls,
         "data.classes": recipe.data.classes or (),
+        "evaluation.learning_rate": _as_tuple(recipe.evaluation.learning_rate),
     }
     for key, values in lists.items():
         if len(set(values)) < len(values):
@@ -56,6 +57,10 @@ def contradictions(recipe: Recipe) -> Iterable[Problem]:
     yield from _pool_contradictions(recipe)
     yield from _label_contradictions(recipe)
     yield from _student_contradictions(recipe)
+
+
+def _as_tuple(rates: float | tuple[float, ...]) -> tuple[float, ...]:
+    return rates if isinstance(rates, tuple) else (rates,)
 
 
 def _pool_contradictions(recipe: Recipe) -> Iterable[Problem]:

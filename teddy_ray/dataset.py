@@ -23,7 +23,11 @@ from teddy_ray.labels import Dense, Stored, TopK, join
 from teddy_ray.storage import sha256, to_json
 
 FORMAT = 2
-FACTS = "teddy.json"
+DISTILLED = "distilled"
+"""Where a run keeps its set."""
+FACTS, CARD, MEMBERS = "teddy.json", "README.md", "members"
+PARTS = ("data", MEMBERS)
+"""Folders of a set whose files are sealed."""
 COLUMNS = {"id", "image", "label"}
 SOFT, SOFT_CLASSES, SOFT_VALUES = "soft_label", "soft_label_classes", "soft_label_values"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from teddy_ray.dataset import LabelledImages, concatenate
-from teddy_ray.published import check_set
+from teddy_ray.dataset import FACTS, LabelledImages, concatenate
+from teddy_ray.errors import InputError, Problem
+from teddy_ray.published import check_set, set_path
 from teddy_ray.replay import Ensemble, TrainingSet
 from teddy_ray.storage import Storage
 from teddy_ray.views import ViewedImages, Views
@@ -25,11 +27,11 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor, int]]):
     """The images of a set as one epoch sees them.
 
     data[i] is (view, target, label): the view that the epoch has of image i, (c h w) float32 in [0, 1], the pixels that
-    were labelled to the bit; its soft label, (classes,) float32, probabilities at `temperature`, or logits where
-    facts["labels"]["ensemble"] says so; and its class, an index into `classes`. `at(epoch)` is the set in another
-    epoch: views come in turn, from the first again after the last of `num_views`.
+    were labelled to the bit; its soft label, (classes,) float32, probabilities at `temperature`; and its class, an
+    index into `classes`. `at(epoch)` is the set in another epoch: views come in turn, from the first again after the
+    last of `num_views`.
 
-    facts: what teddy.json says. training: images, views and labels, and `training.batch` for many at once.
+    facts: what teddy.json says. training: images, views and labels as they are stored, which may be logits.
     """
 
     facts: dict[str, Any]
@@ -52,6 +54,7 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor, int]]):
 
     def at(self, epoch: int) -> DistilledSet:
         """The set as epoch 1, 2, ... sees it. Shares its memory with this one."""
+        epoch = operator.index(epoch)
         if epoch < 1:
             raise ValueError(f"epochs count from 1, not {epoch}")
         return replace(self, epoch=epoch)
@@ -68,12 +71,15 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor, int]]):
         """Many at once, which is how a DataLoader asks."""
         rows = np.asarray(indices, dtype=np.intp)
         views, targets, _ = self.training.batch(rows, self.epoch, CPU)
+        if self.facts["labels"]["ensemble"] == "logits":
+            targets = (targets / self.temperature).softmax(1)
         return list(zip(views, targets, self.training.labels[rows].tolist(), strict=True))
 
 
-def load(path: str) -> DistilledSet:
-    """Read the published set at a path or URI, after every check that `teddy-ray check` makes.
+def load(path: str, *, trust_code: bool = False) -> DistilledSet:
+    """Read the published set, or that of the run, at a path or URI, after every check that `teddy-ray check` makes.
 
+    trust_code: of a set without stored labels, whose members' architectures are functions of modules: import them.
     Raises InputError (a ValueError) with every problem found.
     """
     files: list[LabelledImages] = []
@@ -90,27 +96,37 @@ def load(path: str) -> DistilledSet:
         ),
     )
     own_views = labels["mode"] == "none" or labels["averaged"]
-    soft = rows.soft_labels or Ensemble(_members(path, facts), labels["temperature"], labels["ensemble"])
+    soft = rows.soft_labels or Ensemble(_members(path, facts, trust_code), labels["temperature"], labels["ensemble"])
     num_views = None if own_views else labels["num_views"]
     return DistilledSet(facts, TrainingSet(viewed, rows.labels, len(facts["classes"]), num_views, soft))
 
 
-def _members(path: str, facts: dict[str, Any]) -> list[nn.Module]:
+def _members(path: str, facts: dict[str, Any], trust_code: bool) -> list[nn.Module]:
     """The published members of a set without stored labels."""
     from safetensors.torch import load as load_tensors
 
-    from teddy_ray.models import build, freeze  # models are needed for such sets alone
+    from teddy_ray.models import build, code_identity, freeze, is_users  # models are needed for such sets alone
     from teddy_ray.pruning import reshape
 
-    folder, models = Storage(path), []
+    folder, models = Storage(set_path(path)), []
     for member in facts["members"]:
-        model = build(
-            member["architecture"],
-            num_classes=len(facts["classes"]),
-            channels=facts["channels"],
-            image_size=facts["image_size"],
-            mean=member["mean"],
-            std=member["std"],
-        )
-        models.append(freeze(reshape(model, member["structure"], load_tensors(folder.read(member["file"])))))
+        name, key = member["architecture"], f"{folder.display(FACTS)}, architecture of {member['file']}"
+        if is_users(name) and not trust_code:
+            remedy = "would be imported and run; load(path, trust_code=True) if you have its module and trust it"
+            raise InputError([Problem(key, name, remedy)])
+        try:
+            if code_identity(name) != member["code"]:
+                raise ValueError("its code has changed since the set was made")
+            model = build(
+                name,
+                num_classes=len(facts["classes"]),
+                channels=facts["channels"],
+                image_size=facts["image_size"],
+                mean=member["mean"],
+                std=member["std"],
+            )
+            model = reshape(model, member["structure"], load_tensors(folder.read(member["file"])))
+        except ValueError as error:
+            raise InputError([Problem(key, name, f"cannot be built ({error})")]) from None
+        models.append(freeze(model))
     return models

@@ -9,13 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from teddy_ray.dataset import FACTS, LabelledImages, to_png
+from teddy_ray.dataset import CARD, FACTS, LabelledImages, to_png
 from teddy_ray.errors import InputError, Problem
-from teddy_ray.published import check_set
+from teddy_ray.published import check_set, set_path
 from teddy_ray.storage import Storage
-
-CARD = "README.md"
-DISTILLED = "distilled"
 
 
 def export(run: str, form: Literal["imagefolder", "parquet"], destination: str) -> str:
@@ -25,7 +22,7 @@ def export(run: str, form: Literal["imagefolder", "parquet"], destination: str) 
     parquet: the set as it was published. run, destination: paths or URIs. Raises InputError where something is wrong
     with either, after every check of the set that `teddy-ray check` makes.
     """
-    path = f"{run.rstrip('/')}/{DISTILLED}" if Storage(run).is_file(f"{DISTILLED}/{FACTS}") else run
+    path = set_path(run)
     target = Storage(destination)
     if target.is_file("") or (target.is_folder("") and not target.is_empty("")):
         raise InputError([Problem("DEST", destination, "should be a folder that is empty or not there yet")])

@@ -23,6 +23,9 @@ from teddy_ray.stages.session import Session, check_local_resources
 from teddy_ray.storage import Storage
 from teddy_ray.summary import Summary, summarise
 
+MOST_VALUES = 2**31 - 1
+"""That a list of one Parquet file holds."""
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -154,6 +157,12 @@ def _label_problems(plan: Plan) -> Iterator[Problem]:
         names = [member.name for member in plan.members]
         remedy = f"chooses none of the pool's members: {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
         yield Problem("labels.members", labels.members.model_dump(mode="json", exclude_none=True), remedy)
+    num_views = 1 if labels.averaged else labels.views
+    width = labels.top_k if labels.mode == "top_k" else num_classes
+    most = MOST_VALUES // (num_views * width)
+    if labels.mode != "none" and min(labels.images_per_file, plan.num_images) > most:
+        remedy = f"should be at most {most} with {num_views} views of {width} classes: a Parquet list holds no more"
+        yield Problem("labels.images_per_file", labels.images_per_file, remedy)
     if labels.mode == "top_k" and labels.top_k >= num_classes:
         yield Problem("labels.top_k", labels.top_k, f"should be less than the {num_classes} classes; or choose fp16")
 

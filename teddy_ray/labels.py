@@ -64,7 +64,7 @@ class TopK:
     @property
     def mass_kept(self) -> float:
         """The share of the labels that is stored."""
-        return float(self.values.sum(2, dtype=np.float64).mean())
+        return min(1.0, float(self.values.sum(2, dtype=np.float64).mean()))
 
     def of(self, rows: Rows, view: int) -> npt.NDArray[np.float32]:
         """Labels of a view of the images at `rows`, (n classes): what is left out is spread evenly over the others."""

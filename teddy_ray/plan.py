@@ -236,7 +236,9 @@ class Plan:
         num_train, num_members = sum(self.data.counts), len(self.members)
         num_epochs = sum(training.epochs for training in (*self.pool_plan.bases, *self.pool_plan.finetunings))
         num_measured = num_train if recipe.statistics.source == "moments" else 0
-        student_images = sum((self.num_images if run.images else num_train) * run.epochs for run in self.students)
+        rates = recipe.evaluation.learning_rate
+        num_rates = len(rates) if isinstance(rates, tuple) else 1
+        seen = sum((self.num_images if run.images else num_train) * run.epochs for run in self.students)
         num_labelled = self.num_images * recipe.labels.views if recipe.labels.mode != "none" else 0
         image_steps = self.num_images * recipe.synthesis.steps * recipe.synthesis.models_per_step
         return {
@@ -244,7 +246,7 @@ class Plan:
             "statistics": (num_measured * num_members, "images x members"),
             "synthesis": (image_steps, "images x steps x models per step"),
             "labels": (num_labelled * len(self.label_members), "images x views x members"),
-            "evaluation": (student_images, "images x epochs x students"),
+            "evaluation": (seen * num_rates, "images x epochs x students"),
         }
 
     @property

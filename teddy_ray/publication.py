@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from teddy_ray.card import write_card
-from teddy_ray.dataset import FACTS, seal, shard_name
+from teddy_ray.dataset import CARD, DISTILLED, FACTS, FORMAT, MEMBERS, PARTS, seal, shard_name
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.members import WEIGHTS, normalisation
 from teddy_ray.plan import Plan
@@ -18,7 +18,7 @@ from teddy_ray.recipe_file import dump_recipe
 from teddy_ray.report import write_report
 from teddy_ray.sources import Source
 from teddy_ray.storage import Storage, sha256, to_json
-from teddy_ray.summary import DISTILLED, RECIPE, REPORT, SUMMARY, Summary, read_summary
+from teddy_ray.summary import RECIPE, REPORT, SUMMARY, Summary, read_summary
 
 
 def check_run_folder(storage: Storage, name: str) -> None:
@@ -35,27 +35,38 @@ def publish_run(plan: Plan, source: Source, storage: Storage, summary: Summary, 
     folder = f"runs/{plan.recipe.name}"
     _make_room(storage, folder, summary, progress)
     storage.write(f"{folder}/{RECIPE}", dump_recipe(plan.recipe).encode())
-    if not _is_published(plan, storage, folder):
-        storage.delete_folder(f"{folder}/{DISTILLED}")  # what an interrupted publication left would be read as data
-        # not sealed: a card may be edited
-        storage.write(f"{folder}/{DISTILLED}/README.md", write_card(plan, summary).encode())
-        for name, data in seal(_distilled_files(plan, storage), _facts(plan, storage, summary)):
-            storage.write(f"{folder}/{DISTILLED}/{name}", data)
+    _publish_set(plan, storage, f"{folder}/{DISTILLED}", summary, progress)
     storage.write(f"{folder}/{REPORT}", write_report(plan, source, storage, summary).encode())
     storage.write(f"{folder}/{SUMMARY}", to_json(summary.to_dict()).encode())
 
 
-def _is_published(plan: Plan, storage: Storage, folder: str) -> bool:
-    """Whether the set is there already, with the same facts for its card. Then it is left alone: cards are edited."""
-    facts = f"{folder}/{DISTILLED}/{FACTS}"  # written last
-    if not storage.is_file(facts):
-        return False
+def _publish_set(plan: Plan, storage: Storage, folder: str, summary: Summary, progress: Progress) -> None:
+    """Write the distilled set, unless it is there already. What else lies in its folder is left alone."""
+    card = write_card(plan, summary).encode()
+    facts, before = _facts(plan, storage, summary, card), _read_facts(storage, folder)
+    same = ("format", "fingerprints", "license", "origin")
+    if all(before.get(key) == {**facts, "format": FORMAT}[key] for key in same):
+        return
+    storage.delete_file(f"{folder}/{FACTS}")  # written last: without it there is no set
+    for part in PARTS:  # what another or an interrupted publication left would be read as data
+        storage.delete_folder(f"{folder}/{part}")
+    edited = storage.is_file(f"{folder}/{CARD}") and "card" in before
+    if edited and sha256(storage.read(f"{folder}/{CARD}")) != before["card"]:
+        progress.say(f"{storage.display(folder)}/{CARD} was edited and is left as it is")
+    else:
+        storage.write(f"{folder}/{CARD}", card)
+    for name, data in seal(_distilled_files(plan, storage), facts):
+        storage.write(f"{folder}/{name}", data)
+
+
+def _read_facts(storage: Storage, folder: str) -> dict[str, Any]:
+    """What teddy.json says, if there is one that can be read."""
+    if not storage.is_file(f"{folder}/{FACTS}"):
+        return {}
     try:
-        found = json.loads(storage.read(facts))
-        about = (found["fingerprints"], found["license"], found["origin"])
-        return bool(about == (plan.stages(), plan.recipe.data.license, plan.recipe.data.origin))
-    except (ValueError, KeyError, TypeError):
-        return False
+        return dict(json.loads(storage.read(f"{folder}/{FACTS}")))
+    except (ValueError, TypeError):
+        return {}
 
 
 def _make_room(storage: Storage, folder: str, summary: Summary, progress: Progress) -> None:
@@ -81,7 +92,7 @@ def _distilled_files(plan: Plan, storage: Storage) -> Iterator[tuple[str, bytes]
 
 
 def _member_name(index: int) -> str:
-    return f"members/{index:05d}.safetensors"
+    return f"{MEMBERS}/{index:05d}.safetensors"
 
 
 def _members(plan: Plan, storage: Storage) -> Iterator[dict[str, Any]]:
@@ -93,12 +104,13 @@ def _members(plan: Plan, storage: Storage) -> Iterator[dict[str, Any]]:
             "file": _member_name(index),
             "architecture": member.architecture,
             "structure": manifest["structure"],
+            "code": plan.code.get(member.architecture),
             "mean": mean,
             "std": std,
         }
 
 
-def _facts(plan: Plan, storage: Storage, summary: Summary) -> dict[str, Any]:
+def _facts(plan: Plan, storage: Storage, summary: Summary, card: bytes) -> dict[str, Any]:
     """teddy.json: what made the set. Nothing of where or when."""
     recipe = plan.recipe
     labels = recipe.labels
@@ -109,6 +121,7 @@ def _facts(plan: Plan, storage: Storage, summary: Summary) -> dict[str, Any]:
         "images_per_class": recipe.synthesis.images_per_class,
         "image_size": recipe.data.image_size,
         "channels": recipe.data.channels,
+        "card": sha256(card),
         "license": recipe.data.license,
         "origin": recipe.data.origin,
         "recipe": fields,
@@ -124,7 +137,7 @@ def _facts(plan: Plan, storage: Storage, summary: Summary) -> dict[str, Any]:
         },
         "labels": {
             "mode": labels.mode,
-            "num_views": 1 if labels.averaged else labels.views,
+            "num_views": 1 if labels.averaged else labels.views if labels.mode != "none" else None,
             "averaged": labels.averaged,
             "ensemble": labels.ensemble,
             "temperature": labels.temperature,

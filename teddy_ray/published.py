@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from teddy_ray.dataset import FACTS, FORMAT, LabelledImages, decode, seal_of
+from teddy_ray.dataset import DISTILLED, FACTS, FORMAT, LabelledImages, decode, seal_of
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.labels import Dense, TopK
 from teddy_ray.storage import Storage, sha256, to_json
 
+FILE = re.compile(r"data/train-\d{5}-of-\d{5}\.parquet|members/\d{5}\.safetensors")
+IMAGE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 RESTORE = "restore the file as it was published"
 
 
 def check_set(path: str, keep: Callable[[LabelledImages], None] = lambda rows: None) -> dict[str, Any]:
-    """Check the published set at a path or URI and return its facts, the content of teddy.json.
+    """Check the published set, or that of the run, at a path or URI; return its facts, the content of teddy.json.
 
     keep: given the rows of each sound file, in order. Raises InputError with every problem found.
     """
-    folder = Storage(path)
+    folder = Storage(set_path(path))
     facts = _read_facts(folder)
     rows = _Rows(folder, facts, keep)
     problems = [problem for name, sealed in facts["files"].items() for problem in _check_file(rows, name, sealed)]
@@ -32,6 +35,12 @@ def check_set(path: str, keep: Callable[[LabelledImages], None] = lambda rows: N
     if problems := problems or rows.check_whole():
         raise InputError(problems)
     return facts
+
+
+def set_path(path: str) -> str:
+    """The set at a path or URI, or that of the run there."""
+    inside = f"{path.rstrip('/')}/{DISTILLED}"
+    return inside if Storage(path).is_file(f"{DISTILLED}/{FACTS}") else path
 
 
 def _read_facts(folder: Storage) -> dict[str, Any]:
@@ -46,6 +55,8 @@ def _read_facts(folder: Storage) -> dict[str, Any]:
         whole = False
     if not whole:
         raise InputError([Problem(path, "content that does not match its own seal", RESTORE)])
+    if strange := [name for name in facts["files"] if not FILE.fullmatch(name)]:
+        raise InputError([Problem(path, strange[:10], "names files that no set has; do not trust this one")])
     if facts["format"] != FORMAT:
         remedy = f"this version of teddy_ray reads format {FORMAT}; publish the set again with it"
         raise InputError([Problem(path, f"format {facts['format']}", remedy)])
@@ -83,6 +94,7 @@ class _Rows:
         known = (rows.labels >= 0) & (rows.labels < len(self._counts))
         self._counts += np.bincount(rows.labels[known], minlength=len(self._counts))
         findings = {
+            "ids that are no names of images": ([x for x in rows.ids if not IMAGE_ID.fullmatch(x)][:10], []),
             "class names": (list(classes), facts["classes"]),
             "labels outside the classes": (int((~known).sum()), 0),
             "shape of an image": (rows.images.shape[1:], (facts["channels"], facts["image_size"], facts["image_size"])),

@@ -262,13 +262,13 @@ class Synthesis(Placed):
 class LabelMembers(Part):
     """Members of the pool: those whose every property is in the list given for it; all without a list."""
 
-    architectures: Result[tuple[str, ...] | None] = None
+    architectures: Result[Annotated[tuple[str, ...], Field(min_length=1)] | None] = None
     """Of these architectures."""
-    seeds: Result[tuple[Seed, ...] | None] = None
-    """Of bases of these seeds."""
-    epochs: Result[tuple[Count, ...] | None] = None
+    seeds: Result[Annotated[tuple[Seed, ...], Field(min_length=1)] | None] = None
+    """Of these seeds: of a prior pool, those of the bases; of a post pool, the places among `pool.post.ratios`."""
+    epochs: Result[Annotated[tuple[Count, ...], Field(min_length=1)] | None] = None
     """Snapshots after these epochs: early ones label best at 32 pixels (EDC, 2024)."""
-    ratios: Result[tuple[float, ...] | None] = None
+    ratios: Result[Annotated[tuple[float, ...], Field(min_length=1)] | None] = None
     """Pruned by these ratios."""
 
 
@@ -371,6 +371,9 @@ class Evaluation(Placed):
     set with hard labels, and _plain: without augmentation, each image with the soft label of itself."""
     full_data_epochs: Result[Count] = 30
     """Passes over the whole training set for `full_data`."""
+    keep_bytes: Execution[Annotated[int, Field(ge=0)]] = 4 * 2**30
+    """The training images are held in the memory of each student of `full_data`, 8 bits per value, where all of them
+    take no more than this; otherwise each batch is decoded when it is needed."""
 
 
 class Cluster(Part):

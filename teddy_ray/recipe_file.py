@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -133,10 +133,13 @@ _ALTERNATIVE = re.compile(r"literal\[.*\]|constrained-.*|bool|tuple\[.*\]|LabelM
 
 
 def _to_problem(part: type[Part], detail: Any) -> Problem:
-    pieces = [str(piece) for piece in detail["loc"]]
-    if detail["type"] == "extra_forbidden":
-        return Problem(".".join(pieces), detail["input"], _closest_key(part, detail["loc"]))
+    *pieces, last = (str(piece) for piece in detail["loc"])
     key = ".".join(piece for piece in pieces if not _ALTERNATIVE.fullmatch(piece))
+    key += f".{last}" if key else last
+    if detail["type"] == "extra_forbidden":
+        return Problem(key, detail["input"], _closest_key(part, detail["loc"]))
+    if _ALTERNATIVE.fullmatch(last):
+        key = key.rpartition(".")[0]
     if detail["type"] == "tuple_type":
         return Problem(key, detail["input"], f"should be a list, such as [{detail['input']}]")
     if detail["type"] == "missing":
@@ -153,12 +156,13 @@ def _merge(problems: Iterable[Problem]) -> Iterable[Problem]:
         by_key[problem.key] = (
             problem if other is None else Problem(other.key, other.value, f"{other.remedy}, or {problem.remedy}")
         )
-    return by_key.values()
+    # of several types the one whose inside is wrong was meant
+    return [problem for key, problem in by_key.items() if not any(other.startswith(f"{key}.") for other in by_key)]
 
 
 def _closest_key(part: type[Part], location: tuple[int | str, ...]) -> str:
     for piece in location[:-1]:
-        if isinstance(piece, str):  # and not the place in a list of parts
+        if isinstance(piece, str) and piece in part.model_fields:  # not a place in a list, nor one of several types
             part = _part_within(part.model_fields[piece].annotation)
     valid = list(part.model_fields)
     close = difflib.get_close_matches(str(location[-1]), valid, n=1)
@@ -167,7 +171,12 @@ def _closest_key(part: type[Part], location: tuple[int | str, ...]) -> str:
 
 
 def _part_within(annotation: Any) -> type[Part]:
-    """The part of a field that holds one, a list of them, or one that may be left out."""
+    """The part of a field that holds one, a list of them, or one among other types."""
+    return next(_parts_within(annotation))
+
+
+def _parts_within(annotation: Any) -> Iterator[type[Part]]:
     if isinstance(annotation, type) and issubclass(annotation, Part):
-        return annotation
-    return next(_part_within(inner) for inner in get_args(annotation) if inner not in (type(None), ...))
+        yield annotation
+    for inner in get_args(annotation):
+        yield from _parts_within(inner)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from teddy_ray import schedules
 from teddy_ray.models import build
-from teddy_ray.pixels import from_pixels
 from teddy_ray.randomness import generator
 from teddy_ray.recipe import Evaluation, Labels
 from teddy_ray.replay import TrainingSet
@@ -20,7 +17,6 @@ from teddy_ray.training import (
     Batch,
     Loss,
     State,
-    accuracy,
     cut_into_batches,
     fit,
     logit_error,
@@ -29,8 +25,6 @@ from teddy_ray.training import (
     soft_cross_entropy,
     with_hard_labels,
 )
-
-TEST_BATCH = 500
 
 
 def train_student(
@@ -71,16 +65,6 @@ def train_student(
     ):
         on_epoch(state.epoch, state.losses[-1])
     return state.measured
-
-
-def measure(
-    model: nn.Module, images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], device: torch.device
-) -> float:
-    """The model's accuracy on images (n c h w) with labels (n,)."""
-    splits = (np.array_split(part, num_batches(len(labels), TEST_BATCH)) for part in (images, labels))
-    return accuracy(
-        model, ((from_pixels(x, device), torch.from_numpy(y).to(device)) for x, y in zip(*splits, strict=True))
-    )
 
 
 def begin(model: nn.Module, evaluation: Evaluation) -> State:

@@ -13,7 +13,7 @@ from teddy_ray.records import Row, Score, tabulate
 from teddy_ray.scores import scores
 from teddy_ray.storage import Storage
 
-RECIPE, SUMMARY, REPORT, DISTILLED = "recipe.yaml", "summary.json", "report.html", "distilled"
+RECIPE, SUMMARY, REPORT = "recipe.yaml", "summary.json", "report.html"
 """What runs/<name>/ holds."""
 
 

@@ -6,11 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from teddy_ray.dataset import DISTILLED
 from teddy_ray.plan import Plan
+from teddy_ray.pool_plan import Member
 from teddy_ray.records import Row
 from teddy_ray.rows import ROWS
 from teddy_ray.storage import Storage
-from teddy_ray.summary import DISTILLED, REPORT, Summary, read_summary
+from teddy_ray.summary import REPORT, Summary, read_summary
 
 TOO_MANY_TO_KEEP = (
     "pool: {:,} bytes of training images are more than pool.keep_bytes and are decoded anew in each epoch; "
@@ -141,7 +143,7 @@ def plan_table(plan: Plan, storage: Storage) -> str:
             f"synthesis: {plan.num_images:,} images in {plan.num_units:,} units of at most "
             f"{recipe.synthesis.classes_per_unit} classes x {recipe.synthesis.slots_per_unit} slots",
             f"labels: {_labels(plan)}",
-            f"memory per worker: {model_bytes(plan):,} bytes of weights (all members, unpruned), "
+            f"memory per worker: {model_bytes(plan, plan.members):,} bytes of weights (all members, unpruned), "
             f"{kept:,} bytes of training images in the pool stage",
             *([] if kept else [TOO_MANY_TO_KEEP.format(train_bytes)]),
             f"students: {len(plan.students)}",
@@ -155,18 +157,21 @@ def _labels(plan: Plan) -> str:
     labels = plan.recipe.labels
     members = f"{len(plan.label_members)} of {len(plan.members)} members"
     if labels.mode == "none":
-        return f"none stored; {members} are published and label every view as it is trained on"
+        size = model_bytes(plan, plan.label_members)
+        return f"none stored; {members}, {size:,} bytes unpruned, are published and label every view as it is seen"
     form = {"fp16": "every class in 16 bits", "top_k": f"the largest {labels.top_k} classes"}[labels.mode]
     views = f"the mean over {labels.views} views" if labels.averaged else f"{labels.views} views"
-    return f"{plan.label_bytes:,} bytes before compression: {views} by {members}, {form}"
+    controls = len(plan.labelled_controls)
+    more = f"; as much for each of {controls} controls" if controls else ""
+    return f"{plan.label_bytes:,} bytes before compression: {views} by {members}, {form}{more}"
 
 
-def model_bytes(plan: Plan) -> int:
-    """Bytes of the weights of all members, before pruning."""
+def model_bytes(plan: Plan, members: Sequence[Member]) -> int:
+    """Bytes of the weights of members, before pruning."""
     from teddy_ray import models
 
     data, total = plan.recipe.data, 0
-    for architecture, num in Counter(member.architecture for member in plan.members).items():
+    for architecture, num in Counter(member.architecture for member in members).items():
         model = models.outline(
             architecture, num_classes=len(plan.data.classes), channels=data.channels, image_size=data.image_size
         )

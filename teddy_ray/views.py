@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,15 @@ from teddy_ray.randomness import uniforms
 
 Pixels = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.intp]
+
+
+class Readable(Protocol):
+    """Images (n c size size) that are read when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: Rows, /) -> Pixels: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +96,7 @@ class Mixes:
 class ViewedImages:
     """A set of images, (n c size size), and their views."""
 
-    images: Pixels
+    images: Pixels | Readable
     views: Views
 
     @property

@@ -52,7 +52,7 @@ def rows(channels=3, first=0, last=NUM, form="fp16", num_views=VIEWS):
 HALVES = (rows(last=4), rows(first=4))
 
 
-def publish(folder, parts=HALVES, classes=CLASSES, labels=None, views=None, known_classes=CLASSES, **facts):
+def publish(folder, parts=HALVES, classes=CLASSES, labels=None, views=None, known_classes=CLASSES, more=(), **facts):
     """A sealed set of one file per part."""
     files = [(shard_name(i, len(parts)), part) for i, part in enumerate(parts)]
     encoded = [(name, part if isinstance(part, bytes) else encode(part, classes)[0]) for name, part in files]
@@ -73,7 +73,7 @@ def publish(folder, parts=HALVES, classes=CLASSES, labels=None, views=None, know
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text("# A card\n\nof several lines\n")
-    for name, data in seal(encoded, {**known, **facts}):
+    for name, data in seal([*encoded, *more], {**known, **facts}):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)

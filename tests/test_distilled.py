@@ -1,6 +1,7 @@
 """What others read: `teddy_ray.load`, Hugging Face's `datasets`, torchvision's ImageFolder."""
 
 import hashlib
+import importlib
 import os
 import subprocess
 import sys
@@ -140,7 +141,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("HF_HOME", "HF_DATASETS_CACHE"):
         monkeypatch.setenv(name, str(tmp_path / name))
-    return pytest.importorskip("datasets")
+    return importlib.import_module("datasets")
 
 
 @pytest.mark.parametrize("form", ["fp16", "top_k"])
@@ -248,3 +249,56 @@ def test_the_readme_shows_the_example_as_it_is():
     code = EXAMPLE.read_text().split('"""', 2)[2].strip()
     assert code in (EXAMPLE.parents[1] / "README.md").read_text()
     assert len([line for line in code.splitlines() if line and "import" not in line]) <= 20
+
+
+# -- sets without stored labels ------------------------------------------------------------------------------------
+
+
+def member(**changes):
+    facts = {"file": "members/00000.safetensors", "architecture": "convnet:width=4,depth=1", "structure": None}
+    return {**facts, "code": None, "mean": 0.5, "std": 0.25, **changes}
+
+
+def publish_without_labels(folder, **changes):
+    from safetensors.torch import save
+
+    from teddy_ray.models import build
+    from teddy_ray.pruning import structure
+
+    model = build("convnet:width=4,depth=1", num_classes=2, channels=3, image_size=SIZE)
+    facts = member(structure=structure(model), **changes)
+    weights = [("members/00000.safetensors", save(model.state_dict()))]
+    return publish(folder, [rows(form="none")], labels={"mode": "none"}, members=[facts], more=weights), model.eval()
+
+
+def test_a_set_without_labels_asks_its_members(tmp_path):
+    folder, model = publish_without_labels(tmp_path)
+    data = teddy_ray.load(str(folder))
+    x, target, _ = data.at(9)[2]
+    with torch.no_grad():
+        torch.testing.assert_close(target, (model(x[None]) / 2).softmax(1)[0])
+    assert data.num_views is None
+
+
+def test_logits_are_given_as_probabilities_at_the_temperature(tmp_path):
+    logits = rows()
+    logits.soft_labels.values[...] *= 30
+    data = teddy_ray.load(str(publish(tmp_path, [logits], labels={"ensemble": "logits"})))
+    expected = torch.from_numpy(logits.soft_labels.of(np.arange(6), 0) / 2).softmax(1)
+    torch.testing.assert_close(torch.stack([target for _, target, _ in data]), expected)
+
+
+def test_code_of_others_runs_only_when_it_is_trusted(tmp_path, monkeypatch):
+    (tmp_path / "nets_of_a_stranger.py").write_text("raise SystemExit('this ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    folder, _ = publish_without_labels(tmp_path / "set", architecture="nets_of_a_stranger:make")
+    with pytest.raises(InputError, match=r"architecture of members/00000\.safetensors: .*trust_code=True"):
+        teddy_ray.load(str(folder))
+    with pytest.raises(InputError, match=r"cannot be built .its code has changed since the set was made"):
+        teddy_ray.load(str(folder), trust_code=True)
+
+
+def test_an_architecture_that_nobody_knows_is_named(tmp_path):
+    folder, _ = publish_without_labels(tmp_path, architecture="resnet19")
+    with pytest.raises(InputError, match=r"'resnet19'; cannot be built .unknown architecture"):
+        teddy_ray.load(str(folder))

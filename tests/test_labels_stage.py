@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +20,7 @@ from conftest import Run, content_hashes, copy_artifacts, open_session, processe
 from torch import Tensor
 
 import teddy_ray
-from teddy_ray.errors import InputError
+from teddy_ray.errors import InputError, StageError
 from teddy_ray.flow import distill, prepare
 from teddy_ray.labels import ensemble
 from teddy_ray.members import load_members
@@ -31,6 +33,7 @@ from teddy_ray.stages.evaluation import _Job, _training_set
 from teddy_ray.stages.images import read_set
 from teddy_ray.stages.labels import Labeller, read_labelled, views_of
 from teddy_ray.stages.machine import _inspect
+from teddy_ray.storage import to_json
 from teddy_ray.views import ViewedImages
 
 CPU = torch.device("cpu")
@@ -123,7 +126,7 @@ def test_the_published_folder_is_a_data_set_of_the_hub(
     finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    datasets = pytest.importorskip("datasets")
+    datasets = importlib.import_module("datasets")
     folder = finished.folder / "runs" / "tiny" / "distilled"
     theirs = datasets.load_dataset(str(folder), split="train", cache_dir=str(tmp_path))
     ours = teddy_ray.load(str(folder)).training
@@ -285,8 +288,8 @@ def test_the_search_for_a_rate_reads_the_validation_part_alone(
     measured: list[tuple[int, float]] = []
     scores = iter([0.7, 0.4, 0.9])
 
-    def measure(model: object, images: object, found: Any, device: object) -> float:
-        measured.append((len(found), next(scores)))
+    def measure(model: object, data: object, rows: Any, device: object) -> float:
+        measured.append((len(rows), next(scores)))
         return measured[-1][1]
 
     quiet: Any = lambda *_, **__: None  # noqa: E731
@@ -306,3 +309,87 @@ def test_hashes_of_labelled_sets_do_not_depend_on_the_number_of_workers(finished
     copy_artifacts(finished, "labels", tmp_path / "two")
     labels.run(open_session(tiny(tmp_path / "two", labels__cutmix=1.0, labels__num_workers=3)))
     assert content_hashes(tmp_path, "shard") == content_hashes(tmp_path / "two", "shard")
+
+
+def test_rates_that_diverge_are_left_out_of_the_search(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "evaluation", tmp_path)
+    quiet: Any = lambda *_, **__: None  # noqa: E731
+
+    def train(rates: Any) -> Any:
+        recipe = tiny(tmp_path, evaluation__learning_rate=rates, evaluation__epochs=2, evaluation__optimiser="sgd")
+        prepared = prepare(recipe)
+        run = prepared.plan.students[0]
+        evaluation._train(run, _Job(prepared.plan, prepared.storage, prepared.source, quiet))
+        return prepared.storage.open("student", run.fingerprint).manifest["learning_rate"]
+
+    assert train([1e30, 1e-2]) == 1e-2
+    with pytest.raises(StageError, match=r"distilled convnet:width=8 seed 0: .*at any of evaluation.learning_rate"):
+        train([1e30, 1e35])
+
+
+def test_the_whole_training_set_may_be_decoded_as_it_is_needed(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "evaluation", tmp_path)
+    quiet: Any = lambda *_, **__: None  # noqa: E731
+    found = []
+    for keep in (0, 2**30):
+        prepared = prepare(tiny(tmp_path, evaluation__keep_bytes=keep))
+        run = next(run for run in prepared.plan.students if run.row == "full_data")
+        training = _training_set(run, _Job(prepared.plan, prepared.storage, prepared.source, quiet), CPU)
+        assert isinstance(training.viewed.images, np.ndarray) == (keep > 0)
+        found.append(training.batch(np.array([7, 3, 300]), 5, CPU))
+    for kept, decoded in zip(*found, strict=True):
+        assert torch.equal(kept, decoded)
+
+
+def test_labels_that_are_not_finite_name_the_member(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "labels", tmp_path)
+    prepared = prepare(tiny(tmp_path))
+    plan = prepared.plan
+    quiet: Any = lambda *_, **__: None  # noqa: E731
+    worker = Labeller(plan, prepared.storage, prepared.source, _inspect(plan.recipe.labels), False, quiet)
+    with torch.no_grad():
+        next(worker._models[2].parameters()).fill_(float("nan"))
+    labelled = plan.labelled(plan.distilled)
+    with pytest.raises(StageError, match=rf"labels: distilled rows 0-15: .* {plan.members[2].name} are not finite"):
+        worker.label(plan.shards(labelled)[0], labelled)
+    assert not list((tmp_path / "artifacts").glob("shard/*"))
+
+
+# -- publication ---------------------------------------------------------------------------------------------------
+
+
+def publish(recipe: Any, folder: Path) -> str:
+    with open(folder / "progress.txt", "w+") as stream:
+        distill(recipe, Progress(stream))
+        stream.seek(0)
+        return stream.read()
+
+
+def test_another_licence_publishes_the_set_again_and_leaves_the_users_files(finished: Run, tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    shutil.copytree(finished.folder, storage)
+    folder = storage / "runs" / "tiny" / "distilled"
+    (folder / "notes.txt").write_text("mine")
+    publish(tiny(storage, data__license="cc-by-4.0"), tmp_path)
+    assert 'license: "cc-by-4.0"' in (folder / "README.md").read_text()
+    assert check_set(str(folder))["license"] == "cc-by-4.0"
+    (folder / "README.md").write_text("a card of mine")
+    said = publish(tiny(storage, data__license="mit"), tmp_path)
+    assert "README.md was edited and is left as it is" in said
+    assert check_set(str(folder.parent))["license"] == "mit"
+    assert [(folder / name).read_text() for name in ("README.md", "notes.txt")] == ["a card of mine", "mine"]
+
+
+@pytest.mark.parametrize("left", ["an older format", "half a set"])
+def test_what_is_no_set_of_today_is_published_again(finished: Run, tmp_path: Path, left: str) -> None:
+    storage = tmp_path / "storage"
+    shutil.copytree(finished.folder, storage)
+    folder = storage / "runs" / "tiny" / "distilled"
+    facts = json.loads((folder / "teddy.json").read_text())
+    (folder / "data" / "old.parquet").write_bytes(b"of another publication")
+    if left == "half a set":
+        (folder / "teddy.json").unlink()
+    else:
+        (folder / "teddy.json").write_text(to_json({**facts, "format": 1}))
+    publish(finished.recipe.model_copy(update={"storage": str(storage)}), tmp_path)
+    assert check_set(str(folder)) == facts

@@ -280,3 +280,28 @@ def test_a_set_of_another_format_is_refused(folder):
 
 def test_a_set_is_checked_at_a_uri(folder):
     assert check_set(f"file://{folder}")
+
+
+@pytest.mark.parametrize("name", ["../notes.txt", "/etc/passwd", "data/../../x.parquet", "README.md"])
+def test_a_set_that_names_strange_files_is_refused(folder, name):
+    facts = json.loads((folder / FACTS).read_text())
+    del facts["seal"]
+    facts["files"][name] = {"bytes": 0, "sha256": ""}
+    facts["seal"] = seal_of(facts)
+    (folder / FACTS).write_text(to_json(facts))
+    (problem,) = problems(folder)
+    assert problem.value == [name]
+    assert "do not trust" in problem.remedy
+
+
+@pytest.mark.parametrize("image_id", ["../../victim", "", ".hidden", "a/b"])
+def test_ids_that_would_name_other_files_are_named(tmp_path, image_id):
+    ids = [image_id, *rows().ids[1:]]
+    (problem,) = problems(publish(tmp_path, [replace(rows(), ids=ids)]))
+    assert problem.value == [image_id]
+    assert "no names of images" in problem.key
+
+
+def test_the_set_of_a_run_is_found(tmp_path):
+    publish(tmp_path / "runs" / "some" / "distilled")
+    assert check_set(str(tmp_path / "runs" / "some"))

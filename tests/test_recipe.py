@@ -262,6 +262,7 @@ def test_a_fraction_lies_between_0_and_1(load, key, value):
         ("evaluation.steps.at=[0.9, 0.8]", "should be shares in rising order, each once"),
         ("evaluation.steps.at=[0.5, 0.5]", "should be shares in rising order, each once"),
         ("evaluation.warmup_epochs=30", "should be below evaluation.full_data_epochs, 30"),
+        ("evaluation.learning_rate=[0.001, 0.001]", "should name each only once"),
         ("evaluation.loss=logit_mse", "needs labels.ensemble logits"),
     ],
 )
@@ -412,3 +413,19 @@ def test_buffers_know_no_classes(scope):
     tree = {"name": "a", "data": {"source": "sklearn:digits"}, "statistics": {"source": "buffers", "scope": scope}}
     told = "should be global where statistics.source is buffers: they know no classes"
     assert problems(parse_recipe, tree) == {"statistics.scope": (scope, told)}
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "remedy"),
+    [
+        ("labels.members={epoch: [1]}", "labels.members.epoch", "did you mean 'epochs'? valid here: architectures"),
+        ("labels.members={epochs: 1}", "labels.members.epochs", "should be a list"),
+        ("labels.members={epochs: []}", "labels.members.epochs", "at least 1 item"),
+        ("evaluation.learning_rate=[1e-3, 0]", "evaluation.learning_rate.1", "should be greater than 0"),
+        ("evaluation.steps={att: [0.5]}", "evaluation.steps.att", "did you mean 'at'?"),
+    ],
+)
+def test_inside_a_key_of_several_types_the_problem_is_named_alone(load, override, key, remedy):
+    found = problems(load, override)
+    assert set(found) == {key}
+    assert remedy in found[key][1]

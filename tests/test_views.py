@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 import subprocess
 import sys
 
@@ -153,7 +154,17 @@ def test_a_view_is_the_same_bits_in_every_batch_and_order_and_with_any_threads(v
         torch.set_num_threads(1)
 
 
-def test_a_view_is_the_same_bits_in_another_process():
+OTHER_PROCESSORS = {
+    "this one": {},
+    "of fewer instructions": {
+        "ATEN_CPU_CAPABILITY": "default",
+        "NPY_DISABLE_CPU_FEATURES": "AVX512F AVX512CD AVX512_SKX AVX512_CLX AVX512_CNL AVX512_ICL",
+    },
+}
+
+
+@pytest.mark.parametrize("processor", OTHER_PROCESSORS)
+def test_a_view_is_the_same_bits_in_another_process(processor):
     viewed = ViewedImages(pixels(), MIXED)
     code = """
 import hashlib, sys
@@ -162,8 +173,18 @@ from test_views import CPU, MIXED, ROWS, ViewedImages, pixels
 x = ViewedImages(pixels(), MIXED).view(ROWS[::-1].copy(), 5, CPU).flip(0).contiguous()
 print(hashlib.sha256(x.numpy().tobytes()).hexdigest())
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, **OTHER_PROCESSORS[processor]},
+    )
     assert done.stdout.strip() == hashlib.sha256(viewed.view(ROWS, 5, CPU).numpy().tobytes()).hexdigest()
+
+
+def test_views_may_be_counted_by_numbers_of_numpy():
+    assert np.array_equal(VIEWS.boxes(ROWS, np.int64(3)), VIEWS.boxes(ROWS, 3))
 
 
 def test_shares_of_empty_boxes_are_nothing():

@@ -27,6 +27,7 @@ __all__ = [
     "build",
     "code_identity",
     "freeze",
+    "is_users",
     "outline",
     "takes_any_size",
 ]
@@ -130,6 +131,11 @@ def code_identity(name: str) -> str | None:
     None where that is versioned with a package: for all names but functions of the user's.
     """
     return from_user.code_identity(name) if _form(name) == "user" else None
+
+
+def is_users(name: str) -> bool:
+    """Whether a name is that of a function of the user's: code that is imported and run."""
+    return _form(name) == "user"
 
 
 def freeze(model: nn.Module) -> nn.Module:

@@ -14,6 +14,7 @@ from torch import nn
 from teddy_ray.device import describe, prepare
 from teddy_ray.errors import StageError
 from teddy_ray.plan import Plan
+from teddy_ray.pool import Labelled, measure
 from teddy_ray.records import Score
 from teddy_ray.replay import Ensemble, TrainingSet
 from teddy_ray.sources import Images, Source
@@ -24,9 +25,9 @@ from teddy_ray.stages.labels import label_models, label_sets, read_labelled, vie
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 from teddy_ray.student_plan import StudentRun
-from teddy_ray.students import measure, train_student
+from teddy_ray.students import train_student
 from teddy_ray.training import num_batches
-from teddy_ray.views import ViewedImages, Views
+from teddy_ray.views import Pixels, Rows, ViewedImages, Views
 
 
 def run(session: Session) -> None:
@@ -130,7 +131,23 @@ def _train(run: StudentRun, job: _Job) -> None:
 
 
 def _accuracy(model: nn.Module, images: Images, device: torch.device) -> float:
-    return measure(model, images.read(), images.labels, device)
+    """On all images of a split, a batch in memory at a time."""
+    data = Labelled(lambda parts: (images.read(part) for part in parts), images.labels)
+    return measure(model, data, np.arange(len(images)), device)
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """Images that are decoded for every batch anew."""
+
+    images: Images
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.images), self.images.channels, self.images.image_size, self.images.image_size)
+
+    def __getitem__(self, rows: Rows) -> Pixels:
+        return self.images.read(rows)
 
 
 def _training_set(run: StudentRun, job: _Job, device: torch.device) -> TrainingSet:
@@ -146,7 +163,10 @@ def _training_set(run: StudentRun, job: _Job, device: torch.device) -> TrainingS
             augmentation=labels.augmentation,
             cutmix=labels.cutmix,
         )
-        return TrainingSet(ViewedImages(train.read(), views), train.labels, num_classes, num_views, None)
+        decoded = _Decoded(train)
+        fits = math.prod(decoded.shape) <= plan.recipe.evaluation.keep_bytes
+        viewed = ViewedImages(train.read() if fits else decoded, views)
+        return TrainingSet(viewed, train.labels, num_classes, num_views, None)
     views = views_of(plan, run.images, plain=plain)
     if run.labelled:
         rows = read_labelled(job.storage, run.labelled)

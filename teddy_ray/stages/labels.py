@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from teddy_ray.dataset import LabelledImages, concatenate, decode, encode
 from teddy_ray.device import prepare
 from teddy_ray.engine import Machine, check_machine, choose_kernels
+from teddy_ray.errors import StageError
 from teddy_ray.frozen import frozen_copy
 from teddy_ray.image_sets import ImageSet, LabelledSet, Shard
 from teddy_ray.labels import Stored, ensemble, join, label_views, store
@@ -27,7 +28,7 @@ from teddy_ray.stages.images import read_set
 from teddy_ray.stages.machine import machine_of
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
-from teddy_ray.views import Rows, ViewedImages, Views
+from teddy_ray.views import Pixels, Rows, ViewedImages, Views
 
 
 def run(session: Session) -> None:
@@ -79,8 +80,9 @@ def read_labelled(storage: Storage, labelled: LabelledSet) -> LabelledImages:
 
 
 def views_of(plan: Plan, images: ImageSet, *, plain: bool = False, rows: range | None = None) -> Views:
-    """How the views of a set, or of some of its rows, are drawn."""
+    """How the views of a set, or of some of its rows, are drawn. CutMix needs the whole set."""
     labels, ids = plan.recipe.labels, plan.image_ids
+    assert rows is None or len(rows) == len(ids) or plain or labels.cutmix == 0
     return Views(
         seed=plan.recipe.seed,
         set_key=images.fingerprint,
@@ -100,6 +102,7 @@ class Labeller:
         self._plan, self._storage, self._source, self._poster = plan, storage, source, poster
         self._device = prepare(part.threads, part.gpus_per_worker)
         self._machine, self._kernels = machine, kernels
+        self._whole: tuple[str, Pixels] = ("", np.empty(0, np.uint8))  # the last set that was read whole
 
     @cached_property
     def _models(self) -> list[nn.Module]:
@@ -108,11 +111,13 @@ class Labeller:
 
     def label(self, shard: Shard, labelled: LabelledSet) -> None:
         started = time.monotonic()
+        if self._storage.has("shard", shard.fingerprint):  # by a worker that was given up too early
+            return
         check_machine(self._device, self._machine, self._plan.recipe.cluster.address)
         plan, part = self._plan, self._plan.recipe.labels
         # a CutMix partner may be any image of the set
         read = range(plan.num_images) if part.cutmix > 0 and not labelled.plain else shard.rows
-        images = read_set(plan, self._source, self._storage, labelled.images, read)
+        images = self._images(labelled.images, read)
         viewed = ViewedImages(images, views_of(plan, labelled.images, plain=labelled.plain, rows=read))
         inside = np.arange(shard.rows.start, shard.rows.stop) - read.start
         soft = self._labels(viewed, inside, shard, labelled) if part.mode != "none" else None
@@ -132,6 +137,13 @@ class Labeller:
                 "seconds": time.monotonic() - started,
             }
 
+    def _images(self, images: ImageSet, rows: range) -> Pixels:
+        if len(rows) < self._plan.num_images:
+            return read_set(self._plan, self._source, self._storage, images, rows)
+        if self._whole[0] != images.fingerprint:
+            self._whole = (images.fingerprint, read_set(self._plan, self._source, self._storage, images, rows))
+        return self._whole[1]
+
     def _labels(self, viewed: ViewedImages, rows: Rows, shard: Shard, labelled: LabelledSet) -> Stored:
         part = self._plan.recipe.labels
         num_views = 1 if labelled.plain else part.views
@@ -141,7 +153,10 @@ class Labeller:
 
             def label(view: int, batch: Rows = batch) -> Tensor:
                 views = viewed.view(batch, view, self._device)
-                return ensemble(self._models, views, part.temperature, part.ensemble).cpu()
+                labels = ensemble(self._models, views, part.temperature, part.ensemble).cpu()
+                if not labels.half().isfinite().all():
+                    raise StageError("labels", shard.name, self._reason(views))
+                return labels
 
             def report(num_done: int, first: int = first, num: int = len(batch)) -> None:
                 share = (first + num * num_done / num_views) / len(rows)
@@ -150,6 +165,13 @@ class Labeller:
             labels = label_views(label, num_views, averaged=part.averaged, on_view=report)
             batches.append(store(labels, part.top_k if part.mode == "top_k" else None))
         return join(batches)
+
+    def _reason(self, views: Tensor) -> str:
+        """Why labels of views are not finite numbers of 16 bits."""
+        for member, model in zip(self._plan.label_members, self._models, strict=True):
+            if not ensemble([model], views, 1.0, "logits").isfinite().all():
+                return f"the logits of member {member.name} are not finite; leave it out by labels.members"
+        return "logits are too large for 16 bits; set labels.ensemble to probabilities"
 
 
 def label_models(plan: Plan, storage: Storage, device: torch.device, *, kernels: bool) -> list[nn.Module]:
