@@ -109,9 +109,9 @@ class ViewedImages:
     def view(self, rows: Rows, view: int, device: torch.device) -> Tensor:
         """A view of the images at `rows`, (n c size size) float32 in [0, 1]: the same bits in every batch."""
         x = self._crops(rows, view, device)
-        if (mixes := self.mixes(rows, view)) is None:
+        mixes = self.mixes(rows, view)
+        if mixes is None or not len(mixed := np.flatnonzero(mixes.boxes.any(1))):
             return x
-        mixed = np.flatnonzero(mixes.boxes.any(1))
         partners = self._crops(mixes.partners[mixed], view, device)
         top, bottom, left, right = torch.from_numpy(mixes.boxes[mixed]).to(device)[:, :, None].unbind(1)
         pixel = torch.arange(self.size, device=device)

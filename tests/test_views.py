@@ -140,7 +140,7 @@ def test_a_mixed_view_is_the_image_with_a_box_of_its_partners_view():
         assert same(seen[row], expected)
 
 
-@pytest.mark.parametrize("views", [VIEWS, MIXED], ids=["crops", "cutmix"])
+@pytest.mark.parametrize("views", [VIEWS, dataclasses.replace(VIEWS, cutmix=0.1), MIXED], ids=lambda v: f"{v.cutmix}")
 @pytest.mark.parametrize("size", [8, 31, 64])
 def test_a_view_is_the_same_bits_in_every_batch_and_order_and_with_any_threads(views, size):
     viewed = ViewedImages(pixels(size=size), views)
