@@ -34,6 +34,7 @@ from teddy_ray.stages.images import read_set
 from teddy_ray.stages.labels import Labeller, read_labelled, views_of
 from teddy_ray.stages.machine import _inspect
 from teddy_ray.storage import to_json
+from teddy_ray.tables import plan_table
 from teddy_ray.views import ViewedImages
 
 CPU = torch.device("cpu")
@@ -214,11 +215,29 @@ def test_members_are_those_of_the_list(finished: Run, tmp_path: Path) -> None:
     [
         ({"members": {"epochs": [2]}}, "labels.members: found .*chooses none of the pool's members: .*epoch1"),
         ({"mode": "top_k", "top_k": 10}, "labels.top_k: found 10; should be less than the 10 classes"),
+        ({"views": 20_000_000}, "labels.images_per_file: found 16; should be at most 10 with 20000000 views of 10"),
     ],
 )
 def test_labels_that_cannot_be_are_named_before_work_starts(tmp_path: Path, labels_: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         prepare(tiny(tmp_path, **{f"labels__{key}": value for key, value in labels_.items()}))
+
+
+@pytest.mark.parametrize(
+    ("labels_", "line"),
+    [
+        ({}, "labels: 4,800 bytes before compression: 6 views by 4 of 4 members, every class in 16 bits; as much"),
+        ({"averaged": True}, "labels: 800 bytes before compression: the mean over 6 views by 4 of 4 members"),
+        (
+            {"mode": "top_k", "top_k": 2},
+            "labels: 1,440 bytes before compression: 6 views by 4 of 4 members, the largest 2",
+        ),
+        ({"mode": "none", "members": {"seeds": [0]}}, "labels: none stored; 2 of 4 members, "),
+    ],
+)
+def test_plan_tells_the_bytes_of_labels(tmp_path: Path, labels_: Any, line: str) -> None:
+    prepared = prepare(tiny(tmp_path, **{f"labels__{key}": value for key, value in labels_.items()}))
+    assert line in plan_table(prepared.plan, prepared.storage)
 
 
 # -- students ------------------------------------------------------------------------------------------------------
