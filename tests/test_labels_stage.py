@@ -230,7 +230,7 @@ def test_labels_that_cannot_be_are_named_before_work_starts(tmp_path: Path, labe
         ({"averaged": True}, "labels: 800 bytes before compression: the mean over 6 views by 4 of 4 members"),
         (
             {"mode": "top_k", "top_k": 2},
-            "labels: 1,440 bytes before compression: 6 views by 4 of 4 members, the largest 2",
+            "labels: 1,440 bytes before compression: 6 views by 4 of 4 members, the larg",
         ),
         ({"mode": "none", "members": {"seeds": [0]}}, "labels: none stored; 2 of 4 members, "),
     ],
