@@ -133,7 +133,7 @@ def test_sections_say_what_a_reader_looks_for(page: Page, finished: Run) -> None
     ]
     before_images = page.text[: page.text.index("The images")]
     assert "points against random real images under equal labels" in before_images  # the verdict leads
-    for words in ('load_dataset("parquet"', 'teddy_ray.load("distilled")', "teddy-ray check", "torch", "n = 2"):
+    for words in ('load_dataset("./distilled"', 'teddy_ray.load("distilled")', "teddy-ray check", "torch", "n = 2"):
         assert words in page.text
     for name, row in finished.summary.accuracy.items():
         assert page.text.count(str(row)) >= 2, name  # in the plot and in the table
