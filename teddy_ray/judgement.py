@@ -66,7 +66,9 @@ def judge(first: Sample, second: Sample, *, num_test: int) -> Judgement | None:
     error = max(math.sqrt(variance), 1 / num_test)
     half_width = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
     gain = first.mean - second.mean
-    return Judgement("better" if gain > half_width else "worse" if gain < -half_width else "no better", gain, half_width)
+    return Judgement(
+        "better" if gain > half_width else "worse" if gain < -half_width else "no better", gain, half_width
+    )
 
 
 def controls_of(row: str) -> Iterator[tuple[str, str]]:

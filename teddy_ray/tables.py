@@ -37,9 +37,7 @@ def verdict(summary: Summary) -> str:
             steps = f", at {distilled.student_steps:,} student steps" if is_random else ""
             parts.append(f"{subject}: {_lead(distilled, row, opponent + steps, summary.num_test)}")
         elif is_random:
-            parts.append(
-                "Without the control random_soft (random real images, equal labels) this says little about distillation."
-            )
+            parts.append(f"Without the control {control} ({opponent}) this says little about distillation.")
     return " ".join(parts)
 
 

@@ -48,7 +48,10 @@ def test_without_the_control_nothing_is_claimed():
 @pytest.mark.parametrize(
     ("start", "says"),
     [
-        ([0.81, 0.80, 0.82], "itself: +10.0 points against the images that it started from, under equal labels; the 95 %"),
+        (
+            [0.81, 0.80, 0.82],
+            "itself: +10.0 points against the images that it started from, under equal labels; the 95 %",
+        ),
         ([0.91, 0.92, 0.90], "not shown to be better"),
         ([0.95, 0.96, 0.94], "worse"),
     ],
