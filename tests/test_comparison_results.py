@@ -6,6 +6,7 @@ from dataclasses import asdict
 import pytest
 import yaml
 from conftest import TINY
+from test_report_browser import BROWSER, WIDTHS, look
 
 from teddy_ray.comparison.beside import DataShape
 from teddy_ray.comparison.file import load_comparison
@@ -387,6 +388,28 @@ def test_the_page_links_to_the_reports_and_escapes_titles(lay_out):
     assert "mine-tiny-ipc50-seed2, not finished" in page
     assert "n 3 · 3,000 steps" in page
     assert "http" not in page.replace("http-equiv", "")  # offline
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on the PATH")
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_can_be_read_on_a_phone_and_a_desk(lay_out, tmp_path, dark):
+    students = {**STUDENTS, "columns": {"students": ["torchvision/resnet50", "convnet:width=128,norm=instance"]}}
+    by_ipc = {**PAPER, "columns": {"images_per_class": [1, 10, 50, 100]}, "paper": {"dataset": "imagenet1k"}}
+    rows = [*ROWS, {**ROWS[1], "title": "start with Pseudopseudohypoparathyroidism", "row": "start_soft"}]
+    layout = lay_out(by_ipc, students, rows=rows, student="torchvision/resnet18")
+    name = "mine-tiny-ipc50-seed2"
+    found, failures = summaries(layout, close, unfinished=[name]), {name: "evaluation: loss is nan"}
+    tables = result_tables(layout, found, {run.name: IMAGENET for run in layout.runs}, failures)
+    seen = look(to_html(layout, tables, found, failures), tmp_path, dark=dark)
+    assert sorted(seen) == sorted(WIDTHS)
+    for width, measures in seen.items():
+        assert measures["dark"] is dark
+        assert measures["across"] <= width  # it does not scroll sideways
+        assert measures["fetched"] == []
+        assert len(measures["texts"]) > 60
+        assert [text["text"] for text in measures["texts"] if text["contrast"] < 4.5] == []
+        assert [text["text"] for text in measures["texts"] if text["size"] < 12] == []
+        assert max(measures["tall"]) < 180  # no column is squeezed to a word a line
 
 
 def test_the_json_holds_the_accuracy_of_each_seed(lay_out):
