@@ -111,9 +111,8 @@ def test_unfinished_cells_show_dots_and_say_how_far_they_are(lay_out):
 def test_the_verdict_is_against_random_under_equal_labels_at_each_column(lay_out):
     layout = lay_out(BY_IPC)
     assert build(layout, summaries(layout, close))[0].verdicts == (
-        "Teddy against random real images under equal labels: better with 1 image per class (+20.0 points; the 95 % "
-        "interval is ± 2.3 points); not shown to be better with 10 images per class (+0.0 points; the 95 % interval is "
-        "± 2.3 points).",
+        "Teddy against random real images under equal labels: better with 1 image per class (+20.0 points; 95 % "
+        "interval ± 2.3); not shown to be better with 10 images per class (+0.0 points; 95 % interval ± 2.3).",
     )
     worse = summaries(layout, lambda key, run: 0.9 - close(key, run))
     assert "worse with 1 image per class (-20.0 points" in build(layout, worse)[0].verdicts[0]

@@ -253,4 +253,4 @@ def _judgement(ours: Row | None, theirs: Row | None, num_test: int) -> tuple[str
     if judgement is None:
         return "no judgement from one seed", f" ({points})"
     word = "not shown to be better" if judgement.word == "no better" else judgement.word
-    return word, f" ({points}; {judgement.interval})"
+    return word, f" ({points}; 95 % interval ± {100 * judgement.half_width:.1f})"
