@@ -120,7 +120,11 @@ def _compare(arguments: argparse.Namespace) -> None:
     from teddy_ray.comparison.compare import compare
     from teddy_ray.progress import Progress
 
-    print(compare(layout, Progress()))
+    text, failures = compare(layout, Progress())
+    print(text)
+    if failures:
+        reasons = "; ".join(f"run {name}: {reason}" for name, reason in failures.items())
+        raise StageError("compare", f"{len(failures)} of {len(layout.runs)} runs", reasons)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ LOG_FROM = 30
 NUM_STYLES = 9
 """Colours that templates/report.css has for curves; the first is that of the distilled set."""
 
-Comparison = Mapping[str, Mapping[str, Mapping[str, Row]]]
+ByStudent = Mapping[str, Mapping[str, Mapping[str, Row]]]
 """Student -> budget of student steps, as the names of the rows say it -> what was trained on -> accuracy."""
 
 
@@ -116,7 +116,7 @@ class Chart:
     curves: Sequence[Curve]
 
 
-def compare(accuracy: Mapping[str, Row]) -> Comparison:
+def by_student(accuracy: Mapping[str, Row]) -> ByStudent:
     """The rows of the table, whose names are `row`, `row@budget`, `row/student` or `row@budget/student`."""
     students: dict[str, dict[str, dict[str, Row]]] = {}
     for name, row in accuracy.items():
@@ -125,11 +125,11 @@ def compare(accuracy: Mapping[str, Row]) -> Comparison:
     return students
 
 
-def dots(comparison: Comparison) -> Dots:
+def dots(students: ByStudent) -> Dots:
     """Every row with its error bar, grouped by student and budget."""
-    axis = _accuracy_axis(_every_row(comparison))
+    axis = _accuracy_axis(_every_row(students))
     groups = []
-    for student, budgets in comparison.items():
+    for student, budgets in students.items():
         for rows in budgets.values():
             drawn = [
                 Dot(
@@ -143,16 +143,16 @@ def dots(comparison: Comparison) -> Dots:
                 for base, row in rows.items()
             ]
             distilled = rows.get("distilled")
-            named = [f"Student {student}"] if len(comparison) > 1 else []
+            named = [f"Student {student}"] if len(students) > 1 else []
             if len(budgets) > 1 and distilled:
                 named.append(f"{distilled.student_steps:,} steps")
             groups.append(Group(", ".join(named), drawn, axis.at(distilled.mean) if distilled else None))
     return Dots(axis, groups)
 
 
-def over_steps(comparison: Comparison) -> list[Chart]:
+def over_steps(students: ByStudent) -> list[Chart]:
     """Accuracy over student steps, one chart per student, of what was trained on for several budgets."""
-    several = {student: _several(budgets) for student, budgets in comparison.items()}
+    several = {student: _several(budgets) for student, budgets in students.items()}
     rows = [row for bases in several.values() for budgets in bases.values() for row in budgets]
     if not rows:
         return []
@@ -213,8 +213,8 @@ def _curve(
     return Curve(name, style, [Point(left, height, height, height) for left, height in at])
 
 
-def _every_row(comparison: Comparison) -> Iterable[Row]:
-    return (row for budgets in comparison.values() for rows in budgets.values() for row in rows.values())
+def _every_row(students: ByStudent) -> Iterable[Row]:
+    return (row for budgets in students.values() for rows in budgets.values() for row in rows.values())
 
 
 def _accuracy_axis(rows: Iterable[Row]) -> Axis:

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from teddy_ray.gallery import LOSSLESS_SIDE, MAX_SIDE, ShownClass, gallery
 from teddy_ray.plan import Plan
-from teddy_ray.plots import Chart, compare, dots, losses, over_steps
+from teddy_ray.plots import Chart, by_student, dots, losses, over_steps
 from teddy_ray.recipe_file import dump_recipe
 from teddy_ray.sources import Source
 from teddy_ray.storage import Storage
@@ -65,7 +65,7 @@ def render(
         lstrip_blocks=True,
     )
     environment.globals.update(title=title, images_of=images_of, size=_size)
-    comparison = compare(summary.accuracy)
+    students = by_student(summary.accuracy)
     side = plan.recipe.data.image_size
     return environment.get_template("report.html").render(
         plan=plan,
@@ -73,13 +73,14 @@ def render(
         verdict=verdict(summary),
         gallery=shown,
         scaled_to=min(side, MAX_SIDE) if side > LOSSLESS_SIDE else None,
-        comparison=comparison,
-        dots=dots(comparison),
-        step_charts=over_steps(comparison),
+        students=students,
+        dots=dots(students),
+        step_charts=over_steps(students),
         loss_charts=loss_charts,
         max_curves=MAX_CURVES,
         scores=_scores(summary),
         stage_bytes=stage_bytes,
+        set_bytes=list(_set_bytes(plan, summary)),
         recipe=dump_recipe(plan.recipe),
     )
 
@@ -121,6 +122,21 @@ def _scores(summary: Summary) -> list[tuple[str, str, str]]:
             short, meaning = SCORES[name]
             shown.append((short, f"{value:+.4f}" if name in DIFFERENCES else f"{value:.4f}", meaning))
     return shown
+
+
+def _set_bytes(plan: Plan, summary: Summary) -> Iterator[tuple[str, int]]:
+    """What the distilled set is made of, and its bytes."""
+    sizes, labels = summary.bytes, summary.labels
+    yield "images as PNG", sizes["images"]
+    yield "images as raw pixels", sizes["images_raw"]
+    if labels["mode"] == "fp16":
+        yield "soft labels, every class in float16", sizes["labels"]
+    elif labels["mode"] == "top_k":
+        kept = f"which hold {labels['mass_kept']:.4f} of the probability in the mean"
+        yield f"soft labels, the {plan.recipe.labels.top_k} largest of each in float16, {kept}", sizes["labels"]
+    yield "Parquet files as stored", sizes["stored"]
+    if sizes["members"]:
+        yield f"weights of the {labels['members']} model(s) that label, for no soft labels are stored", sizes["members"]
 
 
 def _size(num_bytes: float) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
 from teddy_ray.dataset import DISTILLED
+from teddy_ray.judgement import controls_of, judge
 from teddy_ray.plan import Plan
 from teddy_ray.pool_plan import Member
 from teddy_ray.records import Row
@@ -31,30 +31,30 @@ def title(row: str) -> str:
 def verdict(summary: Summary) -> str:
     """What the table says, in two sentences: the distilled set against its controls under equal labels."""
     distilled = summary.accuracy["distilled"]
-    random, start = (summary.accuracy.get(control) for control in ("random_soft", "start_soft"))
-    if random is None:
-        text = "Without the control random_soft (random real images, equal labels) this says little about distillation."
-    else:
-        steps = f"at {distilled.student_steps:,} student steps"
-        text = f"Distilled: {_lead(distilled, random, f'random real images under equal labels, {steps}')}"
-    if start is not None:
-        text += (
-            f" The synthesis itself: {_lead(distilled, start, 'the images that it started from, under equal labels')}"
-        )
-    return text
+    parts = []
+    for control, opponent in controls_of("distilled"):
+        row, is_random = summary.accuracy.get(control), control == "random_soft"
+        if row is not None:
+            subject = "Distilled" if is_random else "The synthesis itself"
+            steps = f", at {distilled.student_steps:,} student steps" if is_random else ""
+            parts.append(f"{subject}: {_lead(distilled, row, opponent + steps, summary.num_test)}")
+        elif is_random:
+            parts.append(f"Without the control {control} ({opponent}) this says little about distillation.")
+    return " ".join(parts)
 
 
-def _lead(distilled: Row, control: Row, what: str) -> str:
-    """By how much the distilled images lead, and whether that is more than two standard errors."""
-    gain = distilled.mean - control.mean
-    text = f"{100 * gain:+.1f} points against {what}."
-    if distilled.std is None or control.std is None:
-        return f"{text} One seed allows no judgement; give evaluation.seeds several."
-    noise = 2 * math.sqrt(distilled.std**2 / distilled.n + control.std**2 / control.n)
-    if gain > noise:
-        return text
-    judgement = "no better" if gain >= -noise else "worse"
-    return f"{text} That is {judgement} than the control: two standard errors are {100 * noise:.1f}."
+def _lead(distilled: Row, control: Row, what: str, num_test: int) -> str:
+    """By how much the distilled images lead, and whether that shows them to be better."""
+    text = f"{100 * (distilled.mean - control.mean):+.1f} points against {what}"
+    judgement = judge(distilled, control, num_test=num_test)
+    if judgement is None:
+        return f"{text}. One student allows no judgement."
+    words = {
+        "better": "",
+        "no better": " That is not shown to be better than the control.",
+        "worse": " That is worse than the control.",
+    }
+    return f"{text}; {judgement.interval}.{words[judgement.word]}"
 
 
 def images_of(row: str, summary: Summary) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -55,6 +56,57 @@ def many(summary: Summary) -> Summary:
         summary,
         accuracy=rows,
         improvement_over_random=rows["distilled"].mean - rows["random_soft"].mean,
+    )
+
+
+def bare(plan: Plan, **labels: Any) -> Summary:
+    """A summary of a run that nobody made: two rows, and labels of the recipe's mode."""
+    recipe, stage = plan.recipe, {"seconds": 1.0, "worker_seconds": 1.0, "reused": False, "fingerprint": 64 * "0"}
+    rows = {name: row for name, row in accuracies(STUDENTS[:1], (300,)).items() if name in ("distilled", "random_soft")}
+    has_none = recipe.labels.mode == "none"
+    return Summary(
+        name=recipe.name,
+        accuracy=rows,
+        improvement_over_random=rows["distilled"].mean - rows["random_soft"].mean,
+        scores=dict.fromkeys(("ior", "hlr", "lrs", "ars")),
+        stages=dict.fromkeys(plan.stages(), stage),
+        images=plan.num_images,
+        images_per_class=recipe.synthesis.images_per_class,
+        num_classes=len(plan.data.classes),
+        num_test=plan.data.num_test,
+        num_train=sum(plan.data.counts),
+        skipped_images=0,
+        bytes={
+            "images": 5000,
+            "images_raw": 2560,
+            "labels": plan.label_bytes,
+            "stored": 9000,
+            "members": 123_456 if has_none else 0,
+        },
+        labels={
+            "mode": recipe.labels.mode,
+            "views": None if has_none else recipe.labels.views,
+            "averaged": recipe.labels.averaged,
+            "members": len(plan.label_members),
+            "mass_kept": 1.0,
+            **labels,
+        },
+        synthesis={"images_steps_per_s": 100.0, "units": plan.num_units},
+        rates={},
+        generation={"chosen": plan.pool_plan.generation, "reason": plan.pool_plan.generation_reason},
+        pool=[
+            {
+                "architecture": member.architecture,
+                "seed": member.seed,
+                "ratio": member.ratio,
+                "parameters": 1000,
+                "epoch": member.epoch,
+                "validation_accuracy": 0.9,
+            }
+            for member in plan.members
+        ],
+        versions={"teddy_ray": "0.1", "torch": "2.11"},
+        device="CPU",
     )
 
 

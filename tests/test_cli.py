@@ -23,6 +23,12 @@ DIGITS = str(Path(__file__).parent.parent / "pipelines" / "recipes" / "digits.ya
 Refused = Callable[..., str]
 
 
+def test_the_command_line_is_there_before_torch_and_ray() -> None:
+    code = "import sys, teddy_ray.cli; print([name for name in ('torch', 'ray', 'scipy') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.fixture
 def refused(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refused:
     """Runs distill on the digits recipe, expects status 2 before any Ray starts, gives what was said."""

@@ -14,7 +14,8 @@ from conftest import TINY
 
 from teddy_ray import flow
 from teddy_ray.cli import main
-from teddy_ray.errors import StageError
+from teddy_ray.errors import InputError, Problem, StageError
+from teddy_ray.storage import Storage
 
 ROWS = [
     {"title": "Teddy", "recipe": "one.yaml"},
@@ -112,12 +113,52 @@ def test_an_interrupt_leaves_the_tables_so_far_and_the_same_command_goes_on(file
     assert "…" not in (storage / "runs/mine/compare.md").read_text()
 
 
-def test_a_failure_names_the_run(file, storage, distilled, capfd):
+def test_a_failing_run_is_named_and_the_others_go_on(file, storage, distilled, capfd):
     distilled.ends["mine-tiny-ipc1-seed0"] = StageError("synthesis", "classes 0-1", "loss is nan")
     assert run(file, storage) == 1
+    captured = capfd.readouterr()
+    assert (
+        "teddy-ray: failed: compare: 1 of 2 runs: run mine-tiny-ipc1-seed0: synthesis: classes 0-1: loss is nan\n"
+        in captured.err
+    )
+    assert "this resumes: teddy-ray compare" in captured.err
+    assert distilled.names == ["mine-tiny-ipc1-seed0", "mine-tiny-ipc2-seed0"]
+    text = (storage / "runs/mine/compare.md").read_text()
+    assert captured.out.strip() == text.strip()
+    assert "1 of 2 runs are finished, 1 failed" in text
+    assert "| Teddy (soft labels) | failed | 0.5000 (n = 1; 40 steps) |" in text
+    reason = "failed: run mine-tiny-ipc1-seed0: synthesis: classes 0-1: loss is nan"
+    assert text.splitlines().count(reason) == 1
+    assert "mine-tiny-ipc1-seed0, failed: synthesis" in (storage / "runs/mine/compare.html").read_text()
+    assert [each["failed"] for each in tree(storage)["runs"]] == ["synthesis: classes 0-1: loss is nan", None]
+    distilled.ends.clear()
+    distilled.names.clear()
+    assert run(file, storage) == 0
+    assert distilled.names == ["mine-tiny-ipc1-seed0"]
+    assert "failed" not in (storage / "runs/mine/compare.md").read_text()
+
+
+def test_input_that_turns_out_wrong_in_a_run_is_told_with_its_name(file, storage, distilled, capfd):
+    distilled.ends["mine-tiny-ipc2-seed0"] = InputError([Problem("pool.num_workers", 9, "fits on no node")])
+    assert run(file, storage) == 1
+    assert "run mine-tiny-ipc2-seed0: pool.num_workers: found 9; fits on no node" in capfd.readouterr().err
+
+
+def test_tables_of_unequal_data_are_refused_before_the_first_run(file, storage, distilled, capfd):
+    rows = [*ROWS, {"title": "fewer", "recipe": "one.yaml", "set": {"data.limit_per_class": 20}}]
+    file.write_text(yaml.safe_dump({"name": "mine", "seeds": [0], "rows": rows, "tables": TABLES}))
+    assert run(file, storage) == 2
     said = capfd.readouterr().err
-    assert "teddy-ray: failed: run mine-tiny-ipc1-seed0: synthesis: classes 0-1: loss is nan" in said
-    assert "0 of 2 runs are finished" in (storage / "runs/mine/compare.md").read_text()
+    assert said.startswith("teddy-ray: error: tables.0: found ['fewer']; rows of a table should have the same training")
+    assert distilled.names == []
+    assert not storage.exists()
+
+
+def test_a_run_whose_stages_are_stored_needs_no_ray(file, storage, distilled, monkeypatch):
+    monkeypatch.setattr("teddy_ray.comparison.compare.Session", lambda *_: pytest.fail("a session was made"))
+    monkeypatch.setattr(Storage, "has", lambda *_: True)
+    assert run(file, storage) == 0
+    assert len(distilled.names) == 2
 
 
 def test_all_recipes_are_checked_before_the_first_runs(file, storage, distilled, tmp_path, capfd):

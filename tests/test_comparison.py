@@ -117,6 +117,11 @@ def test_every_problem_of_the_file_is_named_by_its_dotted_key(comparison):
             {"rows": [{"title": "a", "recipe": "recipes/one.yaml", "row": "distilled@0"}]},
             "rows.0.row: found 'distilled@0'; epochs: should be greater than or equal to 1",
         ),
+        (
+            {"rows": [{"title": "a", "recipe": "recipes/one.yaml", "row": "full_data@900"}]},
+            "rows.0.row: found 'full_data@900'; name full_data alone: it has a number of epochs of its own, "
+            "evaluation.full_data_epochs",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -124,6 +129,18 @@ def test_a_contradiction_is_named_with_its_remedy(comparison, tmp_path, changes,
     found = problems(comparison(**changes))
     assert len(found) == 1
     assert found[0].startswith(problem.replace("{folder}", str(tmp_path)))
+
+
+def test_rows_that_differ_in_what_a_table_does_not_vary_are_refused(comparison):
+    other = {"evaluation.students": ["convnet:width=16"], "synthesis.images_per_class": 2}
+    rows = [*SMALL["rows"][:2], {**SMALL["rows"][2], "set": other}]
+    tables = [SMALL["tables"][0], {**SMALL["tables"][1], "set": {}}]
+    assert problems(comparison(rows=rows, tables=tables)) == [
+        "tables.0: found {'prior': 'convnet:width=8', 'random': 'convnet:width=8', 'other': 'convnet:width=16'}; "
+        "rows should have the same student: set evaluation.students in tables.0.set",
+        "tables.1: found {'prior': 4, 'random': 4, 'other': 2}; rows should have the same number of images per class: "
+        "set synthesis.images_per_class in tables.1.set",
+    ]
 
 
 def test_an_override_that_the_comparison_gives_itself_is_refused(comparison):
@@ -225,10 +242,11 @@ def test_a_table_of_images_per_class_has_the_first_student_of_the_recipe(compari
     assert {run.evaluation.students for run in layout.runs} == {("a",)}
 
 
-def test_the_comparison_of_the_digits_fills_both_tables():
+def test_the_comparison_of_the_digits_fills_three_tables():
     layout = lay_out(DIGITS)
-    assert len(layout.runs) == 18
-    assert len(layout.cells) == 8 * (2 + 4)
+    assert len(layout.runs) == 27
+    assert len(layout.cells) == 8 * (2 + 4 + 1)
+    assert {cell.runs[0].evaluation.epochs for (t, _, _), cell in layout.cells.items() if t == 2} == {900}
     assert all(len(cell.runs) == 3 for cell in layout.cells.values())
     rows = [row.row for row in layout.comparison.rows]
     assert rows.count("distilled") == rows.count("random_soft") == 3

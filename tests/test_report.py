@@ -17,7 +17,7 @@ from PIL import Image
 from reports import LONG_NAME, ROWS, STUDENTS, accuracies, many, wide_page
 
 from teddy_ray.gallery import MAX_SIDE, gallery, make_strip
-from teddy_ray.plots import Axis, compare, dots, losses, over_steps
+from teddy_ray.plots import Axis, by_student, dots, losses, over_steps
 from teddy_ray.report import write_report
 from teddy_ray.stages.images import read_set
 from teddy_ray.summary import Summary
@@ -232,7 +232,7 @@ def test_many_students_rows_and_budgets_all_find_their_place(wide: Page) -> None
 
 def test_rows_are_compared_within_a_student_and_a_budget() -> None:
     rows = accuracies()
-    plot = dots(compare(rows))
+    plot = dots(by_student(rows))
     assert len(plot.groups) == len(STUDENTS) * 2
     for group in plot.groups:
         assert len(group.dots) == len(ROWS)
@@ -242,21 +242,21 @@ def test_rows_are_compared_within_a_student_and_a_budget() -> None:
 
 
 def test_one_student_and_one_budget_need_no_headings_and_no_steps() -> None:
-    comparison = compare(accuracies(students=STUDENTS[:1], budgets=(300,)))
-    assert [group.title for group in dots(comparison).groups] == [""]
-    assert over_steps(comparison) == []
+    students = by_student(accuracies(students=STUDENTS[:1], budgets=(300,)))
+    assert [group.title for group in dots(students).groups] == [""]
+    assert over_steps(students) == []
 
 
 def test_a_perfect_accuracy_and_equal_ones_fit_on_the_axis() -> None:
     rows = {name: replace(row, mean=1.0, std=0.0) for name, row in accuracies(STUDENTS[:1], budgets=(300,)).items()}
-    plot = dots(compare(rows))
+    plot = dots(by_student(rows))
     assert (plot.axis.low, plot.axis.high) == (0.995, 1.0)
     assert {dot.x for dot in plot.groups[0].dots} == {100.0}
     assert len(plot.axis.ticks) >= 2
 
 
 def test_accuracy_over_steps_rises_where_accuracies_do() -> None:
-    charts = over_steps(compare(accuracies()))
+    charts = over_steps(by_student(accuracies()))
     assert [chart.title for chart in charts] == list(STUDENTS)
     for chart in charts:
         assert [len(curve.points) for curve in chart.curves] == [2] * len(ROWS)

@@ -58,10 +58,10 @@ addEventListener("load", async () => {
       plot: Boolean(element.closest(".plot")), box: box(element), axis: element.className === "tick" });
   }
   const before = images.map(box), across = document.documentElement.scrollWidth;
-  images[0].click();
+  images[0]?.click();
   parent.postMessage({
     width: innerWidth, across, dark: matchMedia("(prefers-color-scheme: dark)").matches, texts, images: before,
-    empty: images.filter(image => !image.naturalWidth).length, enlarged: box(images[0]),
+    empty: images.filter(image => !image.naturalWidth).length, enlarged: images.length ? box(images[0]) : null,
     acrossEnlarged: document.documentElement.scrollWidth,
     plots: [...document.querySelectorAll(".plot")].map(box),
     ticks: [...document.querySelectorAll(".ticks, .x, .y")].map(a => [...a.querySelectorAll(".tick")].map(box)),

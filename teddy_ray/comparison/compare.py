@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from teddy_ray import flow
+from teddy_ray.comparison.beside import DataShape
+from teddy_ray.comparison.checks import data_problems
 from teddy_ray.comparison.page import to_html, to_json_tree, to_markdown
-from teddy_ray.comparison.results import DataFacts, ResultTable, result_tables
+from teddy_ray.comparison.results import result_tables
 from teddy_ray.comparison.runs import Layout, merge_problems
 from teddy_ray.errors import InputError, Problem, StageError
 from teddy_ray.plan import Plan
@@ -28,7 +30,7 @@ MARKDOWN, PAGE, TREE = "compare.md", "compare.html", "compare.json"
 
 
 @dataclass
-class Prepared:
+class Checked:
     """A comparison whose input has been checked."""
 
     layout: Layout
@@ -46,7 +48,7 @@ class Prepared:
         return sha256("".join(plan.evaluation for plan in self.plans.values()).encode())[:32]
 
 
-def prepare(layout: Layout, progress: Progress) -> Prepared:
+def prepare(layout: Layout, progress: Progress) -> Checked:
     """Check the input of every run. Starts no Ray, writes nothing. Raises InputError with every problem found."""
     storage = Storage(layout.comparison.storage)
     own = list(_folder_problems(storage, f"runs/{layout.comparison.name}"))
@@ -63,67 +65,71 @@ def prepare(layout: Layout, progress: Progress) -> Prepared:
         plans[run.name], sources[run.data] = plan, source
     if own or any(problems.values()):
         raise InputError([*own, *merge_problems(problems)])
-    return Prepared(layout, storage, plans, sources)
+    if unequal := list(data_problems(layout, plans)):
+        raise InputError(unequal)
+    return Checked(layout, storage, plans, sources)
 
 
-def compare(layout: Layout, progress: Progress) -> str:
-    """Run what is missing, write the tables after each run, and return them as Markdown."""
-    prepared = prepare(layout, progress)
-    summaries = {run.name: summary for run in layout.runs if (summary := _finished(prepared, run)) is not None}
+def compare(layout: Layout, progress: Progress) -> tuple[str, Mapping[str, str]]:
+    """Run what is missing, and write the tables after each run. Returns them as Markdown, and why which runs failed."""
+    checked = prepare(layout, progress)
+    summaries = {run.name: summary for run in layout.runs if (summary := _finished(checked, run)) is not None}
+    failures: dict[str, str] = {}
     num = len(layout.runs)
-    progress.say(f"{num} runs, {len(summaries)} of them finished; {prepared.storage.display(prepared.folder)}/{PAGE}")
-    _make_room(prepared, progress)
+    progress.say(f"{num} runs, {len(summaries)} of them finished; {checked.storage.display(checked.folder)}/{PAGE}")
+    _make_room(checked, progress)
     try:
-        text = _write(prepared, summaries)
-        with _one_ray(prepared, [run for run in layout.runs if run.name not in summaries], progress):
+        text = _write(checked, summaries, failures)
+        with _one_ray(checked, [run for run in layout.runs if run.name not in summaries], progress):
             for index, run in enumerate(layout.runs, start=1):
                 if run.name in summaries:
                     continue
                 progress.say(f"\nrun {index} of {num}: {run.name}")
-                summaries[run.name] = _distill(run, prepared.sources[run.data], progress)
-                text = _write(prepared, summaries)
+                try:
+                    summaries[run.name] = flow.distill(run, progress, checked.sources[run.data]).to_dict()
+                except (StageError, InputError) as error:  # the others may be finished all the same
+                    failures[run.name] = "; ".join(str(error).splitlines())
+                    progress.say(f"failed: run {run.name}: {failures[run.name]}")
+                text = _write(checked, summaries, failures)
     finally:
-        prepared.storage.close_session()
-    return text
+        checked.storage.close_session()
+    return text, failures
 
 
 def _prepare_run(run: Recipe, source: Source | None, progress: Progress) -> tuple[Plan, Source]:
     prepared = flow.prepare(run, progress.say, source)
-    plan, storage = prepared.plan, prepared.storage
-    if not all(storage.has(stage, fingerprint) for stage, fingerprint in plan.stages().items()):
+    if not _is_stored(prepared.plan, prepared.storage):
         check_local_resources(run)
-    return plan, prepared.source
+    return prepared.plan, prepared.source
 
 
-def _distill(run: Recipe, source: Source, progress: Progress) -> dict[str, Any]:
-    try:
-        return flow.distill(run, progress, source).to_dict()
-    except StageError as error:
-        raise StageError(f"run {run.name}: {error.stage}", error.item, error.reason) from error
+def _is_stored(plan: Plan, storage: Storage) -> bool:
+    return all(storage.has(stage, fingerprint) for stage, fingerprint in plan.stages().items())
 
 
-def _finished(prepared: Prepared, run: Recipe) -> dict[str, Any] | None:
+def _finished(checked: Checked, run: Recipe) -> dict[str, Any] | None:
     """The summary of a run that stands in runs/ as it would come out now."""
-    summary = read_summary(prepared.storage, run.name)
+    summary = read_summary(checked.storage, run.name)
     if summary is None:
         return None
     stages = {stage: facts["fingerprint"] for stage, facts in summary["stages"].items()}
-    wanted = {key for cell in prepared.layout.cells.values() for owner, key in cell.sources() if owner.name == run.name}
-    is_whole = stages == prepared.plans[run.name].stages() and wanted <= summary["accuracy"].keys()
+    wanted = {key for cell in checked.layout.cells.values() for owner, key in cell.sources() if owner.name == run.name}
+    is_whole = stages == checked.plans[run.name].stages() and wanted <= summary["accuracy"].keys()
     return summary if is_whole else None
 
 
 @contextlib.contextmanager
-def _one_ray(prepared: Prepared, missing: list[Recipe], progress: Progress) -> Iterator[None]:
+def _one_ray(checked: Checked, missing: list[Recipe], progress: Progress) -> Iterator[None]:
     """One Ray of this machine for all runs, for each that starts its own takes seconds. A cluster is joined by each
-    run, which asks it for what that run needs."""
+    run, which asks it for what that run needs. A run whose stages are all stored needs no Ray to be published."""
+    missing = [run for run in missing if not _is_stored(checked.plans[run.name], checked.storage)]
     if not missing or any(cluster_address(run) is not None for run in missing):
         yield
         return
     for name in ("ray.train", "ray.data"):  # before Ray starts, which quietens their loggers: they set them up anew
         importlib.import_module(name)
     first = missing[0]
-    host = Session(prepared.plans[first.name], prepared.sources[first.data], prepared.storage, progress)
+    host = Session(checked.plans[first.name], checked.sources[first.data], checked.storage, progress)
     with contextlib.closing(host):
         host.start()
         yield
@@ -137,16 +143,16 @@ def _folder_problems(storage: Storage, folder: str) -> Iterator[Problem]:
         yield Problem("name", storage.display(folder), remedy)
 
 
-def _make_room(prepared: Prepared, progress: Progress) -> None:
+def _make_room(checked: Checked, progress: Progress) -> None:
     """Tables of other runs under this name are kept under a name of their own."""
-    storage, folder = prepared.storage, prepared.folder
+    storage, folder = checked.storage, checked.folder
     if not storage.is_file(f"{folder}/{TREE}"):
         return
     try:
         theirs = json.loads(storage.read(f"{folder}/{TREE}"))["identity"]
     except (ValueError, KeyError, TypeError):
         theirs = "unknown"
-    if theirs == prepared.identity:
+    if theirs == checked.identity:
         return
     names = itertools.chain([f"{folder}~{theirs[:8]}"], (f"{folder}~{theirs[:8]}.{i}" for i in itertools.count(2)))
     kept = next(name for name in names if not storage.is_folder(name))
@@ -154,21 +160,18 @@ def _make_room(prepared: Prepared, progress: Progress) -> None:
     progress.say(f"{storage.display(folder)} held another comparison; it is now {storage.display(kept)}")
 
 
-def _write(prepared: Prepared, summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    storage, folder, layout = prepared.storage, prepared.folder, prepared.layout
-    tables = _tables(prepared, summaries)
-    text = to_markdown(layout, tables, summaries)
-    tree = {"identity": prepared.identity, **to_json_tree(layout, tables, summaries)}
+def _write(checked: Checked, summaries: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str]) -> str:
+    storage, folder, layout = checked.storage, checked.folder, checked.layout
+    tables = result_tables(layout, summaries, {run.name: _shape(checked, run) for run in layout.runs}, failures)
+    text = to_markdown(layout, tables, summaries, failures)
+    tree = {"identity": checked.identity, **to_json_tree(layout, tables, summaries, failures)}
     storage.write(f"{folder}/{TREE}", to_json(tree).encode())  # first: it is what makes the folder ours
     storage.write(f"{folder}/{MARKDOWN}", text.encode())
-    storage.write(f"{folder}/{PAGE}", to_html(layout, tables, summaries).encode())
+    storage.write(f"{folder}/{PAGE}", to_html(layout, tables, summaries, failures).encode())
     return text
 
 
-def _tables(prepared: Prepared, summaries: Mapping[str, Mapping[str, Any]]) -> tuple[ResultTable, ...]:
-    facts = {}
-    for run in prepared.layout.runs:
-        source = prepared.sources[run.data]
-        num_train = len(source.train) + len(source.validation)
-        facts[run.name] = DataFacts(len(source.classes), num_train, len(source.test), run.data.image_size)
-    return result_tables(prepared.layout, summaries, facts)
+def _shape(checked: Checked, run: Recipe) -> DataShape:
+    source, data = checked.sources[run.data], run.data
+    num_train = len(source.train) + len(source.validation)
+    return DataShape(len(source.classes), num_train, len(source.test), data.image_size, data.channels)

@@ -12,6 +12,7 @@ from teddy_ray.comparison.paper import load_paper
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.recipe import Count, Name, Part, Seed
 from teddy_ray.recipe_file import check_part, read_mapping
+from teddy_ray.rows import ROWS
 
 Title = Annotated[str, Field(min_length=1)]
 Settings = dict[str, Any]
@@ -41,7 +42,7 @@ class Method(Part):
     set: Settings = Field(default={})
     """Keys of the recipe that differ for this row, such as `evaluation.epochs: 900`."""
     paper: str | None = None
-    """The method of the paper whose figures belong beside this row."""
+    """The method of the paper whose figures belong beside this row, where both learn from labels of the same kind."""
 
 
 class Columns(Part):
@@ -121,6 +122,10 @@ def _contradictions(comparison: Comparison) -> Iterable[Problem]:
         if len(set(values)) < len(values):
             yield Problem(key, list(values), "should name each only once")
     for index, row in enumerate(comparison.rows):
+        name, _, epochs = row.row.partition("@")
+        if epochs and name in ROWS and ROWS[name].images is None:
+            remedy = f"name {name} alone: it has a number of epochs of its own, evaluation.full_data_epochs"
+            yield Problem(f"rows.{index}.row", row.row, remedy)
         if row.paper is not None and row.paper not in paper.methods:
             yield Problem(f"rows.{index}.paper", row.paper, f"should be one of {', '.join(paper.methods)}")
     for index, table in enumerate(comparison.tables):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from teddy_ray.comparison.paper import Figure
-from teddy_ray.comparison.results import PaperRow, Result, ResultRow, ResultTable
+from teddy_ray.comparison.results import NONE, Result, ResultRow, ResultTable
 from teddy_ray.comparison.runs import Layout
 from teddy_ray.summary import REPORT
 
@@ -33,25 +34,33 @@ def facts(layout: Layout, summaries: Summaries) -> Iterator[str]:
         f"its own synthesis, labels its own views, draws its own random real images, and gives {trained} per cell. "
         "The pool of a recipe is the same for all seeds."
     )
-    yield "Bold: the best of a column, where it leads every other row by more than two standard errors."
+    yield (
+        "Better and worse: by Welch's t-test, where the 95 % interval of the difference leaves out 0. Bold: what is "
+        "better than every other row with as many student steps in its column, those of the whole training set aside."
+    )
     if devices := sorted({summary["device"] for summary in summaries.values()}):
         yield f"Measured on {'; '.join(devices)}."
 
 
-def progress(layout: Layout, summaries: Summaries) -> str | None:
+def progress(layout: Layout, summaries: Summaries, failures: Mapping[str, str] = NONE) -> str | None:
     """How much of it is there, until all is."""
     done, num = len(summaries), len(layout.runs)
-    return None if done == num else f"{done} of {num} runs are finished; … stands where runs are not."
+    if done == num:
+        return None
+    failed = f", {len(failures)} failed" if failures else ""
+    return f"{done} of {num} runs are finished{failed}; … stands where runs are not."
 
 
-def to_markdown(layout: Layout, tables: Sequence[ResultTable], summaries: Summaries) -> str:
+def to_markdown(
+    layout: Layout, tables: Sequence[ResultTable], summaries: Summaries, failures: Mapping[str, str] = NONE
+) -> str:
     """compare.md"""
     lines = [f"# {layout.comparison.name}", ""]
-    if partial := progress(layout, summaries):
+    if partial := progress(layout, summaries, failures):
         lines += [f"**{partial}**", ""]
     lines += [f"- {fact}" for fact in facts(layout, summaries)]
     for table in tables:
-        lines += ["", f"## {table.table.title}", ""]
+        lines += ["", f"## {table.table.title}", "", table.setting, ""]
         lines += [f"- {verdict}" for verdict in table.verdicts]
         lines += ["", _line(["", *table.columns]), _line(["---"] * (len(table.columns) + 1))]
         lines += [_line([_title(row), *map(_cell, row.cells)]) for row in table.rows]
@@ -61,42 +70,45 @@ def to_markdown(layout: Layout, tables: Sequence[ResultTable], summaries: Summar
     return "\n".join(lines) + "\n"
 
 
-def to_html(layout: Layout, tables: Sequence[ResultTable], summaries: Summaries) -> str:
+def to_html(
+    layout: Layout, tables: Sequence[ResultTable], summaries: Summaries, failures: Mapping[str, str] = NONE
+) -> str:
     """compare.html: one file, with links to the reports of the runs beside it."""
     environment = Environment(loader=PackageLoader("teddy_ray"), undefined=StrictUndefined, autoescape=True)
     environment.filters["breakable"] = _breakable
     return environment.get_template("compare.html").render(
         comparison=layout.comparison,
         facts=list(facts(layout, summaries)),
-        partial=progress(layout, summaries),
+        partial=progress(layout, summaries, failures),
         tables=tables,
+        failures=failures,
         runs=[(run, summaries.get(run.name)) for run in layout.runs],
         report=REPORT,
     )
 
 
-def to_json_tree(layout: Layout, tables: Sequence[ResultTable], summaries: Summaries) -> dict[str, Any]:
+def to_json_tree(
+    layout: Layout, tables: Sequence[ResultTable], summaries: Summaries, failures: Mapping[str, str] = NONE
+) -> dict[str, Any]:
     """What compare.json holds: every figure, the accuracies of each seed included."""
     return {
         "name": layout.comparison.name,
         "seeds": list(layout.comparison.seeds),
-        "runs": [{"name": run.name, "finished": run.name in summaries} for run in layout.runs],
+        "runs": [
+            {"name": run.name, "finished": run.name in summaries, "failed": failures.get(run.name)}
+            for run in layout.runs
+        ],
         "devices": sorted({summary["device"] for summary in summaries.values()}),
         "tables": [
             {
                 "title": table.table.title,
+                "setting": table.setting,
                 "columns": list(table.columns),
                 "rows": [
-                    {
-                        "title": row.method.title,
-                        "recipe": row.method.recipe,
-                        "row": row.method.row,
-                        "set": row.method.set,
-                        "cells": [_cell_tree(cell) for cell in row.cells],
-                    }
+                    {**row.method.model_dump(mode="json"), "cells": [_cell_tree(cell) for cell in row.cells]}
                     for row in table.rows
                 ],
-                "paper_rows": [_paper_row_tree(row) for row in table.paper_rows],
+                "paper_rows": [asdict(row) for row in table.paper_rows],
                 "verdicts": list(table.verdicts),
                 "notes": list(table.notes),
             }
@@ -123,7 +135,7 @@ def _title(row: ResultRow) -> str:
 def _cell(cell: Result) -> str:
     text = f"**{cell}**" if cell.leads else str(cell)
     if cell.mean is not None:
-        text += f" (n = {cell.num_seeds}; {cell.steps:,} steps)"
+        text += f" (n = {cell.num_seeds}; {cell.student_steps:,} steps)"
     return f"{text}; *{cell.paper}*" if cell.paper else text
 
 
@@ -132,26 +144,5 @@ def _paper_cell(figure: Figure | None) -> str:
 
 
 def _cell_tree(cell: Result) -> dict[str, Any]:
-    return {
-        "mean": cell.mean,
-        "std": cell.std,
-        "n": len(cell.accuracies),
-        "accuracies": list(cell.accuracies),
-        "finished": cell.finished,
-        "leads": cell.leads,
-        "images_per_class": cell.images_per_class,
-        "student": cell.student,
-        "student_steps": cell.steps,
-        "labels": cell.labels,
-        "split": cell.split,
-        "runs": list(cell.runs.values()),
-        "paper": _figure_tree(cell.paper),
-    }
-
-
-def _paper_row_tree(row: PaperRow) -> dict[str, Any]:
-    return {"title": row.title, "setting": row.setting, "cells": [_figure_tree(figure) for figure in row.cells]}
-
-
-def _figure_tree(figure: Figure | None) -> dict[str, Any] | None:
-    return None if figure is None else figure.model_dump(mode="json")
+    more = {"mean": cell.mean, "std": cell.std, "n": len(cell.accuracies), "finished": cell.finished}
+    return {**asdict(cell), **more, "runs": list(cell.runs.values())}

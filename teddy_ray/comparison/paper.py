@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Literal
@@ -20,6 +21,7 @@ class Dataset(Part):
     num_train: Count
     num_test: Count
     image_size: Count
+    channels: Count
 
 
 class Figures(Part):
@@ -31,6 +33,8 @@ class Figures(Part):
     source: str
     """The table of the paper, or who else published them."""
     accuracy: dict[Count, Fraction]
+    note: str = ""
+    """What is not known of them."""
 
 
 class PaperMethod(Part):
@@ -43,13 +47,15 @@ class PaperMethod(Part):
     figures: tuple[Figures, ...]
 
 
-class Figure(Part):
+@dataclass(frozen=True)
+class Figure:
     """One published accuracy."""
 
-    accuracy: Fraction
+    accuracy: float
     method: str
     source: str
     student: str
+    note: str
 
     @property
     def mark(self) -> str:
@@ -63,7 +69,6 @@ class Figure(Part):
 class Paper(Part):
     """The paper whose tables these are."""
 
-    short: str
     citation: str
     datasets: dict[str, Dataset]
     students: dict[str, str]
@@ -74,8 +79,7 @@ class Paper(Part):
         """The figure of exactly this setting."""
         for figures in self.methods[method].figures:
             if (figures.dataset, figures.student) == (dataset, student) and images_per_class in figures.accuracy:
-                accuracy = figures.accuracy[images_per_class]
-                return Figure(accuracy=accuracy, method=method, source=figures.source, student=student)
+                return Figure(figures.accuracy[images_per_class], method, figures.source, student, figures.note)
         return None
 
     def own_student(self, method: str, dataset: str) -> str | None:

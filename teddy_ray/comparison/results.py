@@ -1,46 +1,28 @@
-"""What the cells of a comparison hold: our accuracies over seeds, the paper's beside them, and what follows."""
+"""What the cells of a comparison hold: our accuracies over seeds, and what follows from them."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
+from teddy_ray.comparison.beside import Beside, DataShape, PaperRow
 from teddy_ray.comparison.file import Method, Table
-from teddy_ray.comparison.paper import Dataset, Figure, load_paper
+from teddy_ray.comparison.paper import Figure
 from teddy_ray.comparison.runs import Cell, Layout, columns_of
+from teddy_ray.judgement import controls_of, judge
+from teddy_ray.records import Row
+from teddy_ray.rows import ROWS
 
-EQUAL_TREATMENT = {
-    "distilled": "random_soft",
-    "distilled_hard": "random_hard",
-    "distilled_plain": "random_plain",
-}
-"""The row with random real images that were treated as a row's distilled ones."""
-
-MORE_IMAGES = ("full_data",)
-"""Rows whose students learn from more images than the others': no contestants."""
-
+NONE: Mapping[str, str] = MappingProxyType({})
 UNFINISHED = "not finished"
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """What the data of a run is, validation part included."""
-
-    num_classes: int
-    num_train: int
-    num_test: int
-    image_size: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A cell. Accuracies are fractions, one per finished seed; steps, labels and split are None until one is.
-
-    absent: a run is finished and has no such row.
-    """
+    """A cell. Accuracies are fractions, one per finished seed; steps, labels and split are None until one is."""
 
     accuracies: tuple[float, ...]
     num_seeds: int
@@ -48,13 +30,14 @@ class Result:
     student: str
     labels: str | None
     split: str | None
-    steps: int | None
+    student_steps: int | None
     runs: Mapping[int, str]
     """Names of the finished runs, by seed."""
-    absent: bool
+    failed: tuple[str, ...]
+    """Names of the runs that failed."""
     paper: Figure | None
     leads: bool = False
-    """Whether it is the best of its column by more than two standard errors."""
+    """Whether it is shown to be better than every other of its column with as many student steps."""
 
     @property
     def finished(self) -> bool:
@@ -68,12 +51,26 @@ class Result:
     def std(self) -> float | None:
         return statistics.stdev(self.accuracies) if self.finished and self.num_seeds > 1 else None
 
-    def __str__(self) -> str:
-        if self.absent:
-            return "not measured"
+    def as_row(self) -> Row | None:
+        """The accuracies of all seeds, once they are there."""
         if self.mean is None:
-            return f"… ({len(self.accuracies)} of {self.num_seeds})" if self.accuracies else "…"
-        return f"{self.mean:.4f}" + (f" ± {self.std:.4f}" if self.std is not None else "")
+            return None
+        return Row(
+            mean=self.mean,
+            std=self.std,
+            n=self.num_seeds,
+            n_counts="seeds of the whole recipe",
+            labels=self.labels or "",
+            split=self.split or "",
+            student=self.student,
+            student_steps=self.student_steps or 0,
+        )
+
+    def __str__(self) -> str:
+        if (row := self.as_row()) is not None:
+            return str(row)
+        state = "failed" if self.failed else "…"
+        return f"{state} ({len(self.accuracies)} of {self.num_seeds})" if self.accuracies else state
 
 
 @dataclass(frozen=True)
@@ -88,14 +85,10 @@ class ResultRow:
         """What its students learn from, as soon as one is finished."""
         return next((cell.labels for cell in self.cells if cell.labels), "")
 
-
-@dataclass(frozen=True)
-class PaperRow:
-    """A method of the paper that no row of ours runs."""
-
-    title: str
-    setting: str
-    cells: tuple[Figure | None, ...]
+    @property
+    def competes(self) -> bool:
+        """Students of the whole training set learn from more images than the others."""
+        return ROWS[self.method.row.partition("@")[0]].images is not None
 
 
 @dataclass(frozen=True)
@@ -103,6 +96,8 @@ class ResultTable:
     """A table with what it says."""
 
     table: Table
+    setting: str
+    """What is the same in all cells, and the student steps."""
     columns: tuple[str, ...]
     rows: tuple[ResultRow, ...]
     paper_rows: tuple[PaperRow, ...]
@@ -111,62 +106,54 @@ class ResultTable:
 
 
 def result_tables(
-    layout: Layout, summaries: Mapping[str, Mapping[str, Any]], facts: Mapping[str, DataFacts]
+    layout: Layout,
+    summaries: Mapping[str, Mapping[str, Any]],
+    shapes: Mapping[str, DataShape],
+    failures: Mapping[str, str] = NONE,
 ) -> tuple[ResultTable, ...]:
-    """The tables as far as runs are finished. summaries, facts: by name of the run; facts of all runs."""
+    """The tables as far as runs are finished. All by name of the run; shapes of all runs, failures with reasons."""
     tables = []
     for t, table in enumerate(layout.comparison.tables):
-        reasons: dict[str, None] = {}
-        rows = []
-        for r, method in enumerate(layout.comparison.rows):
-            cells = []
-            for cell in layout.of(t, r):
-                figure, reason = _beside(table, method, cell, facts[cell.runs[0].name])
-                cells.append(_result(cell, summaries, figure))
-                reasons |= {reason: None} if reason else {}
-            rows.append(ResultRow(method, tuple(cells)))
-        paper_rows = () if reasons else tuple(_paper_rows(layout, t))
-        rows = _crown(rows)
+        shape = shapes[layout.of(t, 0)[0].runs[0].name]
+        beside = Beside(layout, t, shape)
+        rows = [
+            ResultRow(
+                method,
+                tuple(_result(cell, summaries, failures, beside.figure(method, cell)) for cell in layout.of(t, r)),
+            )
+            for r, method in enumerate(layout.comparison.rows)
+        ]
+        failed = dict.fromkeys(name for row in rows for cell in row.cells for name in cell.failed)
         tables.append(
             ResultTable(
                 table,
+                _setting(table, rows),
                 tuple(_heading(column) for column in columns_of(table)),
-                tuple(rows),
-                paper_rows,
-                tuple(_verdicts(table, rows)),
-                tuple(reasons) or tuple(_notes(table, rows, paper_rows, layout)),
+                tuple(_mark_leaders(rows, shape.num_test)),
+                beside.rows(),
+                tuple(_verdicts(layout, t, rows, shape.num_test)),
+                (*(f"failed: run {name}: {failures[name]}" for name in failed), *beside.notes()),
             )
         )
     return tuple(tables)
 
 
-def two_standard_errors(first: Result, second: Result) -> float | None:
-    """Of the difference of two means; None where a mean has no spread to tell."""
-    if first.std is None or second.std is None:
-        return None
-    return 2 * math.sqrt(first.std**2 / first.num_seeds + second.std**2 / second.num_seeds)
-
-
-def _result(cell: Cell, summaries: Mapping[str, Mapping[str, Any]], figure: Figure | None) -> Result:
-    accuracies, runs, row, absent = [], {}, None, False
-    for run, key in cell.sources():
-        if run.name in summaries:
-            runs[run.seed] = run.name
-            row = summaries[run.name]["accuracy"].get(key)
-            if row is None:
-                absent = True
-            else:
-                accuracies.append(row["mean"])
+def _result(
+    cell: Cell, summaries: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str], figure: Figure | None
+) -> Result:
+    finished = [(run, key) for run, key in cell.sources() if run.name in summaries]
+    rows = [summaries[run.name]["accuracy"][key] for run, key in finished]
+    one = rows[0] if rows else {"labels": None, "split": None, "student_steps": None}
     return Result(
-        accuracies=tuple(accuracies),
+        accuracies=tuple(row["mean"] for row in rows),
         num_seeds=len(cell.runs),
         images_per_class=cell.images_per_class,
         student=cell.student,
-        labels=row["labels"] if row else None,
-        split=row["split"] if row else None,
-        steps=row["student_steps"] if row else None,
-        runs=runs,
-        absent=absent,
+        labels=one["labels"],
+        split=one["split"],
+        student_steps=one["student_steps"],
+        runs={run.seed: run.name for run, _ in finished},
+        failed=tuple(run.name for run in cell.runs if run.name in failures),
         paper=figure,
     )
 
@@ -177,168 +164,93 @@ def _heading(column: int | str) -> str:
     return f"{column} image{'s' if column != 1 else ''} per class"
 
 
-# -- beside the paper ------------------------------------------------------------------------------------------------
-
-
-def _beside(table: Table, method: Method, cell: Cell, facts: DataFacts) -> tuple[Figure | None, str | None]:
-    """The paper's figure for a cell of the same setting, or why no figure can stand in the table at all."""
-    if table.paper is None:
-        return None, None
-    paper = load_paper()
-    dataset = paper.datasets[table.paper.dataset]
-    if differences := _differences(facts, dataset):
-        return None, f"The paper's figures are left out: the data is not {dataset.title}: {differences}."
-    if method.paper is None:
-        return None, None
-    return paper.figure(method.paper, table.paper.dataset, cell.images_per_class, cell.student), None
-
-
-def _differences(facts: DataFacts, dataset: Dataset) -> str:
-    names = {
-        "num_classes": "classes",
-        "num_train": "training images",
-        "num_test": "test images",
-        "image_size": "pixels a side",
-    }
-    return ", ".join(
-        f"{getattr(facts, key):,} {name} instead of {getattr(dataset, key):,}"
-        for key, name in names.items()
-        if getattr(facts, key) != getattr(dataset, key)
-    )
-
-
-def _paper_rows(layout: Layout, t: int) -> Iterator[PaperRow]:
-    """Methods without a row of ours. Where columns are students, only figures of these; otherwise of their own one."""
-    table = layout.comparison.tables[t]
-    if table.paper is None:
-        return
-    paper, dataset = load_paper(), table.paper.dataset
-    ours = {method.paper for method in layout.comparison.rows}
-    for name, method in paper.methods.items():
-        own = paper.own_student(name, dataset)
-        if name in ours or own is None:
-            continue
-        figures = tuple(
-            paper.figure(name, dataset, cell.images_per_class, cell.student if table.columns.students else own)
-            for cell in layout.of(t, 0)
-        )
-        if any(figures):
-            student = "" if table.columns.students else f"{paper.students[own]}, "
-            yield PaperRow(method.title, f"{student}{method.labels} labels", figures)
-
-
-def _notes(table: Table, rows: Sequence[ResultRow], paper_rows: Sequence[PaperRow], layout: Layout) -> Iterator[str]:
-    """Where the figures that are not ours come from, and what is not the same."""
-    paper = load_paper()
-    figures = [cell.paper for row in rows for cell in row.cells] + [cell for row in paper_rows for cell in row.cells]
-    shown = [figure for figure in figures if figure is not None]
-    if table.paper is None:
-        return
-    title = paper.datasets[table.paper.dataset].title
-    if not shown:
-        yield f"There are no figures of the paper on {title} for these images per class and students."
-        return
-    for mark, where in (("paper", f"in {paper.citation}"), ("published", "elsewhere, as the literature cites them")):
-        methods = dict.fromkeys(figure.method for figure in shown if figure.mark == mark)
-        if methods:
-            yield (
-                f"({mark}): not measured here but published {where}, on {title}, after the students' training of that "
-                f"publication ({_training(methods)})."
+def _setting(table: Table, rows: Sequence[ResultRow]) -> str:
+    """What the columns do not vary, and how many steps students take, as far as it is known."""
+    cell = rows[0].cells[0]
+    same = f"Student {cell.student}" if table.columns.students is None else _heading(cell.images_per_class)
+    columns: dict[str, list[str]] = {}
+    for index, column in enumerate(columns_of(table)):
+        found = {row.cells[index].student_steps for row in rows if row.competes} - {None}
+        if found:
+            columns.setdefault(" or ".join(f"{steps:,}" for steps in sorted(filter(None, found))), []).append(
+                _heading(column)
             )
-    epochs = dict.fromkeys(f"{run.evaluation.epochs:,}" for run in layout.runs)
-    other = ", but for the rows that name a student of their own" if paper_rows and not table.columns.students else ""
-    held = dict.fromkeys(f"{run.data.validation:g}" for run in layout.runs)
-    yield (
-        f"Data set, images per class and student are the same{other}. Ours: students of {' or '.join(epochs)} epochs "
-        f"on the labels that the row names; a share of {' or '.join(held)} of the training images is held out as "
-        "validation part."
-    )
-
-
-def _training(methods: Iterable[str]) -> str:
-    """How students of published methods were trained, those of equal training together."""
-    titles: dict[str, list[str]] = {}
-    for name in methods:
-        method = load_paper().methods[name]
-        titles.setdefault(method.training, []).append(method.title)
-    return "; ".join(f"{', '.join(of_these)}: {training}" for training, of_these in titles.items())
+    if not columns:
+        return f"{same}."
+    steps = "; ".join(f"{steps} with {', '.join(named)}" for steps, named in columns.items())
+    return f"{same}. Student steps: {steps if len(columns) > 1 else next(iter(columns))}."
 
 
 # -- what follows ----------------------------------------------------------------------------------------------------
 
 
-def _crown(rows: Sequence[ResultRow]) -> list[ResultRow]:
-    """Mark the best cell of each column where all are finished and it leads each other by two standard errors."""
+def _mark_leaders(rows: Sequence[ResultRow], num_test: int) -> list[ResultRow]:
+    """Mark the best of each column and number of student steps, where all are finished and it is shown to be."""
     columns = list(zip(*(row.cells for row in rows), strict=True))
-    leaders = [_leader([r for r, row in enumerate(rows) if not _is_whole(row.method)], column) for column in columns]
+    competing = [r for r, row in enumerate(rows) if row.competes]
+    leaders = [_leaders({r: column[r] for r in competing}, num_test) for column in columns]
     return [
-        ResultRow(
-            row.method,
-            tuple(
-                Result(**{**vars(cell), "leads": leader == r}) for cell, leader in zip(row.cells, leaders, strict=True)
-            ),
-        )
+        replace(row, cells=tuple(replace(cell, leads=r in led) for cell, led in zip(row.cells, leaders, strict=True)))
         for r, row in enumerate(rows)
     ]
 
 
-def _is_whole(method: Method) -> bool:
-    return method.row.partition("@")[0] in MORE_IMAGES
+def _leaders(contestants: Mapping[int, Result], num_test: int) -> set[int]:
+    """Of the contestants of a column, by row."""
+    budgets: dict[int, dict[int, Row]] = {}
+    for r, cell in contestants.items():
+        row = cell.as_row()
+        if row is None:
+            return set()
+        budgets.setdefault(row.student_steps, {})[r] = row
+    leaders = set()
+    for equal in budgets.values():
+        best = max(equal, key=lambda r: equal[r].mean)
+        judgements = [judge(equal[best], row, num_test=num_test) for r, row in equal.items() if r != best]
+        if judgements and all(judgement and judgement.word == "better" for judgement in judgements):
+            leaders.add(best)
+    return leaders
 
 
-def _leader(contestants: Sequence[int], column: Sequence[Result]) -> int | None:
-    if len(contestants) < 2 or any(column[r].mean is None for r in contestants):
-        return None
-    best = max(contestants, key=lambda r: column[r].mean or 0.0)
-    for other in contestants:
-        noise = two_standard_errors(column[best], column[other])
-        if other != best and (noise is None or not _gap(column[best], column[other]) > noise):
-            return None
-    return best
-
-
-def _gap(first: Result, second: Result) -> float:
-    assert first.mean is not None
-    assert second.mean is not None
-    return first.mean - second.mean
-
-
-def _verdicts(table: Table, rows: Sequence[ResultRow]) -> Iterator[str]:
-    """A sentence for each distilled row: against random real images under equal labels, column by column."""
-    for row in rows:
-        name, at, epochs = row.method.row.partition("@")
-        if name not in EQUAL_TREATMENT:
-            continue
-        partner = (row.method.recipe, row.method.set, EQUAL_TREATMENT[name] + at + epochs)
-        control = next((o for o in rows if (o.method.recipe, o.method.set, o.method.row) == partner), None)
-        if control is None:
-            yield (
-                f"{row.method.title}: no row shows random real images under its labels "
-                f"(row: {partner[2]}), so its accuracy says little about distillation."
+def _verdicts(layout: Layout, t: int, rows: Sequence[ResultRow], num_test: int) -> Iterator[str]:
+    """Sentences for each distilled row, against its controls in the same runs, column by column."""
+    runs = [[[run.name for run in cell.runs] for cell in layout.of(t, r)] for r in range(len(rows))]
+    for row, of_row in zip(rows, runs, strict=True):
+        for control, opponent in controls_of(row.method.row):
+            found = (
+                other
+                for other, theirs in zip(rows, runs, strict=True)
+                if (other.method.row, theirs) == (control, of_row)
             )
-            continue
-        yield f"{row.method.title} against random real images under equal labels: {_by_word(table, row, control)}."
+            other = next(found, None)
+            if other is not None:
+                words = _by_word(layout.comparison.tables[t], row, other, num_test)
+                yield f"{row.method.title} against {opponent}: {words}."
+            elif control.startswith("random"):
+                yield (
+                    f"{row.method.title}: no row shows random real images under its labels "
+                    f"(row: {control}), so its accuracy says little about distillation."
+                )
 
 
-def _by_word(table: Table, row: ResultRow, control: ResultRow) -> str:
+def _by_word(table: Table, row: ResultRow, control: ResultRow, num_test: int) -> str:
     """Columns with the same judgement together."""
     words: dict[str, list[str]] = {}
     for column, ours, theirs in zip(columns_of(table), row.cells, control.cells, strict=True):
-        word, points = _judgement(ours, theirs)
+        word, points = _judgement(ours.as_row(), theirs.as_row(), num_test)
         words.setdefault(word, []).append(_heading(column) + points)
     if list(words) == [UNFINISHED]:
         return UNFINISHED
     return "; ".join(f"{word} with {', '.join(columns)}" for word, columns in words.items())
 
 
-def _judgement(ours: Result, random: Result) -> tuple[str, str]:
+def _judgement(ours: Row | None, theirs: Row | None, num_test: int) -> tuple[str, str]:
     """In a word, and in points."""
-    if ours.mean is None or random.mean is None:
+    if ours is None or theirs is None:
         return UNFINISHED, ""
-    gain = _gap(ours, random)
-    noise = two_standard_errors(ours, random)
-    points = f"{100 * gain:+.1f} points"
-    if noise is None:
+    points = f"{100 * (ours.mean - theirs.mean):+.1f} points"
+    judgement = judge(ours, theirs, num_test=num_test)
+    if judgement is None:
         return "no judgement from one seed", f" ({points})"
-    word = "better" if gain > noise else "no better" if gain >= -noise else "worse"
-    return word, f" ({points}, two standard errors {100 * noise:.1f})"
+    word = "not shown to be better" if judgement.word == "no better" else judgement.word
+    return word, f" ({points}; 95 % interval ± {100 * judgement.half_width:.1f})"

@@ -95,7 +95,7 @@ def expand(
     if any(problems.values()):
         raise InputError(merge_problems(problems))
     finished = _name(comparison, runs)
-    return Layout(
+    layout = Layout(
         comparison,
         tuple(finished.values()),
         {
@@ -103,6 +103,20 @@ def expand(
             for place, seeds in wanted.items()
         },
     )
+    if unequal := list(_unequal(layout)):
+        raise InputError(unequal)
+    return layout
+
+
+def _unequal(layout: Layout) -> Iterator[Problem]:
+    """Tables whose rows differ in what the columns do not vary: the student, or the number of images per class."""
+    for t, table in enumerate(layout.comparison.tables):
+        cells = [layout.of(t, r)[0] for r in range(len(layout.comparison.rows))]
+        key, what = (STUDENTS, "student") if table.columns.students is None else (IPC, "number of images per class")
+        values = [cell.student if key == STUDENTS else cell.images_per_class for cell in cells]
+        if len(set(values)) > 1:
+            by_row = {method.title: value for method, value in zip(layout.comparison.rows, values, strict=True)}
+            yield Problem(f"tables.{t}", by_row, f"rows should have the same {what}: set {key} in tables.{t}.set")
 
 
 def columns_of(table: Table) -> tuple[int | str, ...]:
