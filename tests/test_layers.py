@@ -25,6 +25,7 @@ FLOORS = (
         "student_plan",
         "rows",
         "scores",
+        "judgement",
         "randomness",
         "progress",
     },
