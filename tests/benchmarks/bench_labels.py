@@ -3,7 +3,7 @@
 One distilled set of digits in every form; students of the same seeds, compared in pairs with those of the first
 form, which has a view for every epoch. Finished work is reused when run again.
 
-With --data FILE.parquet (Tiny-ImageNet, 64 pixels): bytes and mass kept by labels of many classes, without students.
+With --data FOLDER (of Tiny-ImageNet as Parquet, 64 pixels): bytes and mass kept by labels of many classes, without students.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def many_classes(storage: str, data: str) -> Iterator[str]:
                 "name": "many",
                 "storage": storage,
                 "data": {"source": data, "image_size": 64, "limit_per_class": 100},
-                "pool": {"architectures": ["convnet:width=64,depth=4"], "snapshots": [3, 6]},
+                "pool": {"architectures": ["convnet:width=32,depth=4"], "snapshots": [3, 6]},
                 "statistics": {"source": "buffers", "scope": "global"},
                 "synthesis": {"steps": 1, "learning_rate": 1e-9, "classes_per_unit": 100},
                 "labels": {"views": 30, "images_per_file": 1000, **fields},
