@@ -3,7 +3,7 @@
 One distilled set of digits in every form; students of the same seeds, compared in pairs with those of the first
 form, which has a view for every epoch. Finished work is reused when run again.
 
-With --data FOLDER (of Tiny-ImageNet as Parquet, 64 pixels): bytes and mass kept by labels of many classes, without students.
+With --data FOLDER (Tiny-ImageNet as Parquet, 64 pixels): bytes and mass kept by labels of many classes, no students.
 """
 
 from __future__ import annotations
