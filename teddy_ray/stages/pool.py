@@ -250,6 +250,9 @@ class _Trainer:
         if self._group.sum_number(resumed_at) != resumed_at * self._group.size:
             reason = "its workers found different checkpoints; run it on nodes of one kind"
             raise StageError("pool", training.name, reason)
+        if self._group.rank == 0:  # the first epoch may take long
+            note = f"in epoch {state.epoch + 1}/{training.epochs}"
+            self._poster(training.name, state.epoch / training.epochs, note)
         members = {member.epoch: member for member in training.members}
         epochs = train(
             state,
