@@ -90,8 +90,8 @@ def many_classes(storage: str, data: str) -> Iterator[str]:
             {
                 "name": "many",
                 "storage": storage,
-                "data": {"source": data, "image_size": 64, "limit_per_class": 100},
-                "pool": {"architectures": ["convnet:width=32,depth=4"], "snapshots": [3, 6]},
+                "data": {"source": data, "image_size": 64, "limit_per_class": 50},
+                "pool": {"architectures": ["convnet:width=32,depth=4"], "snapshots": [2, 4]},
                 "statistics": {"source": "buffers", "scope": "global"},
                 "synthesis": {"steps": 1, "learning_rate": 1e-9, "classes_per_unit": 100},
                 "labels": {"views": 30, "images_per_file": 1000, **fields},
