@@ -134,14 +134,16 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from teddy_ray.published import check_set
+    from teddy_ray.published import card_is_published, check_set
 
     facts = check_set(arguments.path)
     num_images = facts["images_per_class"] * len(facts["classes"])
     print(
         f"{arguments.path}: {num_images} images of {len(facts['classes'])} classes, "
-        f"{_labels_of(facts['labels'])}; every byte is as published"
+        f"{_labels_of(facts['labels'])}; every byte of them is as published"
     )
+    if not card_is_published(arguments.path, facts):
+        print("The card README.md is not the published one: it was edited, which it may be, or is gone.")
 
 
 def _labels_of(labels: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ from teddy_ray.views import ViewedImages, Views
 CPU = torch.device("cpu")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DistilledSet(Dataset[tuple[Tensor, Tensor, int]]):
     """The images of a set as one epoch sees them.
 
@@ -51,6 +51,10 @@ class DistilledSet(Dataset[tuple[Tensor, Tensor, int]]):
     def num_views(self) -> int | None:
         """Views of each image; None where every epoch has views of its own."""
         return self.training.num_views
+
+    def __repr__(self) -> str:
+        views = f"{self.num_views} views" if self.num_views else "a view for every epoch"
+        return f"DistilledSet({len(self)} images of {len(self.classes)} classes, {views}, epoch {self.epoch})"
 
     def at(self, epoch: int) -> DistilledSet:
         """The set as epoch 1, 2, ... sees it. Shares its memory with this one."""

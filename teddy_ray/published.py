@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from teddy_ray.dataset import DISTILLED, FACTS, FORMAT, LabelledImages, decode, seal_of
+from teddy_ray.dataset import CARD, DISTILLED, FACTS, FORMAT, LabelledImages, decode, seal_of
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.labels import Dense, TopK
 from teddy_ray.storage import Storage, sha256, to_json
@@ -41,6 +41,12 @@ def set_path(path: str) -> str:
     """The set at a path or URI, or that of the run there."""
     inside = f"{path.rstrip('/')}/{DISTILLED}"
     return inside if Storage(path).is_file(f"{DISTILLED}/{FACTS}") else path
+
+
+def card_is_published(path: str, facts: dict[str, Any]) -> bool:
+    """Whether the card is the one that was published. It is not sealed, for cards are edited."""
+    folder = Storage(set_path(path))
+    return folder.is_file(CARD) and sha256(folder.read(CARD)) == facts["card"]
 
 
 def _read_facts(folder: Storage) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def verdict(summary: Summary) -> str:
     for control, opponent in controls_of("distilled"):
         row, is_random = summary.accuracy.get(control), control == "random_soft"
         if row is not None:
-            subject = "Distilled" if is_random else "The synthesis itself"
+            subject = f"Distilled (student {distilled.student})" if is_random else "The synthesis itself"
             steps = f", at {distilled.student_steps:,} student steps" if is_random else ""
             parts.append(f"{subject}: {_lead(distilled, row, opponent + steps, summary.num_test)}")
         elif is_random:
@@ -49,12 +49,8 @@ def _lead(distilled: Row, control: Row, what: str, num_test: int) -> str:
     judgement = judge(distilled, control, num_test=num_test)
     if judgement is None:
         return f"{text}. One student allows no judgement."
-    words = {
-        "better": "",
-        "no better": " That is not shown to be better than the control.",
-        "worse": " That is worse than the control.",
-    }
-    return f"{text}; {judgement.interval}.{words[judgement.word]}"
+    words = {"better": "better", "no better": "not shown to differ", "worse": "worse"}
+    return f"{text}: {words[judgement.word]} ({judgement.interval})."
 
 
 def images_of(row: str, summary: Summary) -> int:

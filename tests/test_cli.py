@@ -216,6 +216,10 @@ def test_check_refuses_a_changed_byte(finished: Run, tmp_path: Path, capfd: pyte
         assert file.name in capfd.readouterr().err
         file.write_bytes(whole)
     assert main(["check", str(folder)]) == 0
+    assert "card" not in capfd.readouterr().out
+    (folder / "README.md").write_text("edited")
+    assert main(["check", str(folder)]) == 0
+    assert "The card README.md is not the published one" in capfd.readouterr().out
 
 
 def test_job_entry_point_is_the_same_command(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def test_a_set_is_its_labelled_views(tmp_path, form):
     data = teddy_ray.load(str(publish(tmp_path, [rows(form=form)], labels={"mode": form})))
     stored = rows(form=form)
     assert (len(data), data.classes, data.num_views, data.temperature) == (6, CLASSES, VIEWS, 2.0)
+    assert repr(data.at(3)) == "DistilledSet(6 images of 2 classes, 4 views, epoch 3)"
     for epoch in (1, 2, VIEWS, VIEWS + 1, 50):
         view = (epoch - 1) % VIEWS
         expected = stored.soft_labels.of(np.arange(6), view)

@@ -11,16 +11,21 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
+from teddy_ray.dataset import encode
 from teddy_ray.flow import distill, prepare
+from teddy_ray.labels import Dense, store
 from teddy_ray.progress import Progress
 from teddy_ray.recipe_file import load_recipe, parse_recipe
 from teddy_ray.stages import labels, pool, synthesis
 from teddy_ray.stages import statistics as moments
+from teddy_ray.stages.labels import read_labelled
 from teddy_ray.stages.session import Session
 from teddy_ray.summary import Summary
 
@@ -41,10 +46,8 @@ FORMS: Mapping[str, Mapping[str, Any]] = {
     "3 classes, 30 views": {"views": 30, "mode": "top_k", "top_k": 3},
     "none, members asked": {"mode": "none"},
 }
-MANY: Mapping[str, Mapping[str, Any]] = {
-    "every class": {},
-    **{f"{k} classes": {"mode": "top_k", "top_k": k} for k in (50, 20, 10, 5)},
-}
+KEPT = (100, 50, 20, 10, 5, 1)
+"""Classes kept of many."""
 
 
 def digits(storage: str, num_seeds: int) -> Iterator[str]:
@@ -84,31 +87,35 @@ def _bytes(summary: Summary) -> str:
 def many_classes(storage: str, data: str) -> Iterator[str]:
     """Rows of the table of labels of many classes. The pool is small and early; S are ten real images of each class."""
     yield "| labels | bytes | share | as stored | mass kept |\n| --- | --- | --- | --- | --- |"
-    first = 0
-    for form, fields in MANY.items():
-        recipe = parse_recipe(
-            {
-                "name": "many",
-                "storage": storage,
-                "data": {"source": data, "image_size": 64, "limit_per_class": 50},
-                "pool": {"architectures": ["convnet:width=32,depth=4"], "snapshots": [2, 4]},
-                "statistics": {"source": "buffers", "scope": "global"},
-                "synthesis": {"steps": 1, "learning_rate": 1e-9, "classes_per_unit": 100},
-                "labels": {"views": 30, "images_per_file": 1000, **fields},
-            }
+    recipe = parse_recipe(
+        {
+            "name": "many",
+            "storage": storage,
+            "data": {"source": data, "image_size": 64, "limit_per_class": 50},
+            "pool": {"architectures": ["convnet:width=32,depth=4"], "snapshots": [2, 4]},
+            "statistics": {"source": "buffers", "scope": "global"},
+            "synthesis": {"steps": 1, "learning_rate": 1e-9, "classes_per_unit": 100},
+            "labels": {"views": 30, "images_per_file": 1000},
+        }
+    )
+    prepared = prepare(recipe)
+    plan, store_ = prepared.plan, prepared.storage
+    session = Session(plan, prepared.source, store_, Progress())
+    for stage in (pool, moments, synthesis, labels):
+        if not store_.has(name := stage.__name__.rpartition(".")[2], plan.stages()[name]):
+            stage.run(session)
+    rows = read_labelled(store_, plan.labelled(plan.distilled))
+    assert isinstance(rows.soft_labels, Dense)
+    whole = torch.from_numpy(rows.soft_labels.values).float()
+    for k in (None, *KEPT):
+        form = {"mode": "top_k", "top_k": k} if k else {}
+        planned = replace(plan, recipe=recipe.model_copy(update={"labels": recipe.labels.model_copy(update=form)}))
+        stored = store(whole, k)
+        encoded, png_bytes = encode(replace(rows, soft_labels=stored), plan.data.classes)
+        yield (
+            f"| {f'{k} classes' if k else 'every class'} | {planned.label_bytes:,} "
+            f"| {planned.label_bytes / plan.label_bytes:.1%} | {len(encoded) - png_bytes:,} | {stored.mass_kept:.3f} |"
         )
-        prepared = prepare(recipe)
-        plan, store = prepared.plan, prepared.storage
-        session = Session(plan, prepared.source, store, Progress())
-        for stage in (pool, moments, synthesis, labels):
-            if not store.has(name := stage.__name__.rpartition(".")[2], plan.stages()[name]):
-                stage.run(session)
-        facts = store.open("labels", plan.labels).manifest
-        shards = [store.open("shard", shard).manifest for shard in facts["shards"]]
-        stored = sum(manifest["files"]["rows.parquet"]["bytes"] - manifest["png_bytes"] for manifest in shards)
-        first = first or plan.label_bytes
-        share = plan.label_bytes / first
-        yield f"| {form} | {plan.label_bytes:,} | {share:.1%} | {stored:,} | {facts['mass_kept']:.3f} |"
 
 
 def main() -> None:
