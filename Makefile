@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RECIPE ?= pipelines/recipes/digits.yaml
+# by its path: a script beside a clone of the same name would find that folder first
+EDITABLE := --config-settings editable_mode=compat --editable
 
 .PHONY: demo test test-all lint format bench clean
 
@@ -37,9 +39,9 @@ clean:  ## the environment; never artifacts/ or runs/
 
 .venv/installed: .venv/bin/python pyproject.toml constraints.txt
 	@echo "installing into .venv: two to three minutes, 6.5 GB (PyTorch's default build brings its CUDA libraries)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(EDITABLE) .
 	touch $@
 
 .venv/installed-dev: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(EDITABLE) '.[dev]'
 	touch $@
