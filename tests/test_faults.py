@@ -212,7 +212,7 @@ SLOW = [pytest.param(stage, signal.SIGINT, marks=pytest.mark.slow) for stage in 
     [("synthesis", signal.SIGINT), pytest.param("synthesis", signal.SIGTERM, marks=pytest.mark.slow), *SLOW],
 )
 def test_an_interrupt_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, stage: str, how: signal.Signals) -> None:
-    """A driver of its own with a Ray of its own: ended within 10 s, nothing half published, no process left."""
+    """A driver of its own with a Ray of its own: ended within 20 s, nothing half published, no process left."""
     copy_artifacts(finished, stage, tmp_path)
     (tmp_path / "tiny.yaml").write_text(dump_recipe(tiny(tmp_path)))
     command = [sys.executable, "-m", "teddy_ray.cli", "distill", str(tmp_path / "tiny.yaml")]
@@ -234,7 +234,7 @@ def test_an_interrupt_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, st
         driver.send_signal(how)
     message = driver.stderr.read()
     assert driver.wait() == 130, message
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20
     assert "this resumes: teddy-ray distill" in message
     assert not list((tmp_path / "artifacts").glob(f"{stage}/{getattr(finished.plan, stage)}"))
     assert not (tmp_path / "artifacts" / ".staging").exists()
