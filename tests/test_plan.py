@@ -1,104 +1,36 @@
 import io
-import typing
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from plans import (
+    DATA,
+    DIGITS,
+    EXECUTION,
+    FACTS,
+    FULL,
+    GIVEN,
+    LEAVES,
+    MOSAIC,
+    RESULT,
+    another,
+    change,
+    changed,
+    from_stage,
+    get,
+    stages,
+)
 
 from teddy_ray.fingerprints import VERSIONS
 from teddy_ray.plan import STAGES, Plan
-from teddy_ray.pool_plan import DataFacts, Given
-from teddy_ray.recipe import Augmentation, Control, Curriculum, LabelMembers, Part, Recipe, Role, Steps
-from teddy_ray.recipe_file import load_recipe, parse_recipe
-from teddy_ray.rows import ROWS
+from teddy_ray.pool_plan import DataFacts
+from teddy_ray.recipe import Curriculum, LabelMembers
+from teddy_ray.recipe_file import parse_recipe
 from teddy_ray.sources import open_source
-
-DIGITS = load_recipe(Path(__file__).parents[1] / "pipelines/recipes/digits.yaml")
-FACTS = DataFacts(
-    classes=tuple("abcdefghij"), counts=(20,) * 10, num_test=30, train="train", validation="validation", test="test"
-)
-
-
-def leaves(part=Recipe, prefix=""):
-    for name, info in part.model_fields.items():
-        if isinstance(info.annotation, type) and issubclass(info.annotation, Part):
-            yield from leaves(info.annotation, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", info
-
-
-LEAVES = dict(leaves())
-RESULT = [key for key, info in LEAVES.items() if Role.RESULT in info.metadata]
-EXECUTION = [key for key, info in LEAVES.items() if Role.EXECUTION in info.metadata]
-DATA = [key for key in RESULT if key.startswith("data.")]
-MOSAIC = [key for key in RESULT if key.startswith("synthesis.mosaic.")]
-
-
-def change(part, key, value):
-    head, _, rest = key.partition(".")
-    return part.model_copy(update={head: change(getattr(part, head), rest, value) if rest else value})
-
-
-def get(part, key):
-    for name in key.split("."):
-        part = getattr(part, name)
-    return part
-
-
-def another(value, annotation=None):
-    """A value unlike the given one: another choice where there is one."""
-    choices = typing.get_args(annotation) if typing.get_origin(annotation) is typing.Literal else ()
-    if others := [choice for choice in choices if choice != value]:
-        return others[0]
-    match value:
-        case bool():
-            return not value
-        case int():
-            return value - 1 if value > 1 else value + 1
-        case float():
-            return value * 0.75 + 0.01
-        case str():
-            return f"{value}-other"
-        case tuple():
-            return (another(value[0]), *value[1:])
-        case None:
-            return "other"
-    raise AssertionError(value)
-
-
-FULL = change(
-    change(change(DIGITS, "statistics.scope", "blend"), "synthesis.start", "mosaic"),
-    "synthesis.curriculum",
-    Curriculum(crop_scale=(0.9, 1.0), image_size=4),
-)
-FULL = change(change(FULL, "labels.mode", "top_k"), "evaluation.longer_epochs", (900,))
-FULL = change(change(FULL, "evaluation.optimiser", "sgd"), "evaluation.schedule", "steps")
-"""A recipe of which every result field is used, but for those of another generation."""
-
-EVERY_CONTROL = change(DIGITS, "evaluation.controls", tuple(row for row in ROWS if row != "distilled"))
-
-GIVEN = Given("hash of the weights", 0.6)
-"""A base that is right on 60 %: 0.5 / 0.9 of the way from chance, 0.1, to perfect."""
-
-
-def stages(recipe=DIGITS, facts=FACTS, given=None):
-    return Plan(recipe, facts, given).stages()
-
-
-def changed(recipe=DIGITS, facts=FACTS, base=DIGITS, given=None):
-    """The stages whose fingerprints differ from those of `base` on the same data."""
-    before, after = stages(base, given=given), stages(recipe, facts, given)
-    return {stage for stage in STAGES if before[stage] != after[stage]}
-
-
-def from_stage(first):
-    return set(STAGES[STAGES.index(first) :])
-
 
 # -- what changes a fingerprint ------------------------------------------------------------------------------------
 
@@ -304,184 +236,6 @@ def test_a_new_version_of_an_algorithm_reuses_nothing_it_made(monkeypatch, kind)
     first = {"training": "pool", "member": "pool", "unit": "synthesis", "shard": "labels"}
     first |= {"set": "evaluation", "student": "evaluation"}
     assert {stage for stage in STAGES if before[stage] != after[stage]} == from_stage(first.get(kind, kind))
-
-
-# -- students and sets ---------------------------------------------------------------------------------------------
-
-
-def students(recipe=DIGITS, facts=FACTS):
-    return {(run.row, run.seed): run.fingerprint for run in Plan(recipe, facts).students}
-
-
-def test_there_is_a_student_for_every_row_and_seed_each_with_its_own_fingerprint():
-    assert set(students()) == {
-        (row, seed) for row in ("distilled", *DIGITS.evaluation.controls) for seed in DIGITS.evaluation.seeds
-    }
-    assert len(set(students().values())) == len(students())
-
-
-def test_equal_labels_stand_for_distilled_and_random_soft_alone():
-    soft = {run.row: run.labelled is not None for run in Plan(DIGITS, FACTS).students}
-    assert soft == {row: row in ("distilled", "random_soft", "start_soft") for row in soft}
-
-
-SOFT = ["distilled", "random_soft", "start_soft"]
-HARD = ["distilled_hard", "random_hard", "start_hard", "full_data"]
-PLAIN = ["distilled_plain", "random_plain"]
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "changed_rows"),
-    [
-        ("evaluation.batch_size", 7, [*SOFT, *HARD, *PLAIN]),
-        ("evaluation.weight_decay", 0.5, [*SOFT, *HARD, *PLAIN]),
-        ("evaluation.ce_weight", 0.5, [*SOFT, *PLAIN]),
-        ("evaluation.loss", "logit_mse", [*SOFT, *PLAIN]),
-        ("evaluation.momentum", 0.5, []),
-        ("evaluation.steps", Steps(at=(0.1,)), []),
-        ("evaluation.epochs", 299, [*SOFT, *HARD[:-1], *PLAIN]),
-        ("evaluation.full_data_epochs", 29, ["full_data"]),
-        ("labels.views", 99, SOFT),
-        ("labels.averaged", True, SOFT),
-        ("labels.temperature", 2.0, [*SOFT, *PLAIN]),
-        ("labels.augmentation", Augmentation(flip=True), [*SOFT, *HARD]),
-        ("labels.cutmix", 0.5, [*SOFT, *HARD]),
-        ("labels.images_per_file", 7, [*SOFT, *PLAIN]),
-        ("synthesis.steps", 7, ["distilled", "distilled_hard", "distilled_plain"]),
-    ],
-)
-def test_a_field_changes_the_students_that_follow_it_and_no_others(key, value, changed_rows):
-    def of_rows(recipe):
-        return {run.row: run.fingerprint for run in Plan(recipe, FACTS).students if run.seed == 0}
-
-    before, after = of_rows(EVERY_CONTROL), of_rows(change(EVERY_CONTROL, key, value))
-    assert {row for row in before if before[row] != after[row]} == set(changed_rows)
-
-
-def test_validation_matters_to_students_whose_rate_is_searched_on_it():
-    for rates, matters in ((2e-3, False), ((1e-3, 2e-3), True)):
-        recipe = change(DIGITS, "evaluation.learning_rate", rates)
-        ours, theirs = (Plan(recipe, replace(FACTS, validation=name)).students[-1] for name in ("validation", "other"))
-        assert (ours.fingerprint != theirs.fingerprint) == matters
-
-
-@pytest.mark.parametrize("key", ["labels.views", "labels.batch_size", "labels.kernels"])
-def test_how_labels_are_made_does_not_matter_where_none_are(key):
-    base = change(DIGITS, "labels.mode", "none")
-    assert changed(change(base, key, another(get(base, key), LEAVES[key].annotation)), base=base) == set()
-
-
-@pytest.mark.parametrize("key", ["seed", "labels.augmentation.flip", "evaluation.batch_size", "evaluation.threads"])
-@pytest.mark.parametrize("row", ["distilled", "random_soft", "random_hard", "full_data"])
-def test_every_student_changes_with(row, key):
-    before, after = students(), students(change(DIGITS, key, another(get(DIGITS, key))))
-    assert before[row, 1] != after[row, 1]
-
-
-@pytest.mark.parametrize("key", ["pool.batch_size", "labels.temperature", "labels.batch_size"])
-@pytest.mark.parametrize("row", ["distilled", "random_soft"])
-def test_every_student_of_soft_labels_changes_with(row, key):
-    before, after = students(), students(change(DIGITS, key, another(get(DIGITS, key))))
-    assert before[row, 1] != after[row, 1]
-
-
-@pytest.mark.parametrize("row", ["random_soft", "random_hard", "full_data"])
-def test_synthesis_does_not_touch_the_students_of_controls(row):
-    before, after = students(), students(change(DIGITS, "synthesis.steps", 7))
-    assert before[row, 1] == after[row, 1]
-    assert before["distilled", 1] != after["distilled", 1]
-
-
-def test_every_seed_draws_a_random_set_of_its_own_and_both_controls_share_it():
-    runs = Plan(DIGITS, FACTS).students
-    drawn = {(run.row, run.seed): run.images.fingerprint for run in runs if run.row.startswith("random")}
-    for seed in DIGITS.evaluation.seeds:
-        assert drawn["random_soft", seed] == drawn["random_hard", seed]
-    assert len(set(drawn.values())) == len(DIGITS.evaluation.seeds)
-
-
-def test_without_random_controls_no_random_set_is_drawn():
-    plan = Plan(change(DIGITS, "evaluation.controls", ("full_data",)), FACTS)
-    assert plan.labelled_controls == ()
-    assert {run.row for run in plan.students} == {"distilled", "full_data"}
-
-
-def test_controls_are_the_rows_of_the_table():
-    assert set(typing.get_args(Control)) == set(ROWS) - {"distilled"}
-
-
-def test_sets_that_are_labelled_beside_the_distilled_one_are_those_of_soft_controls():
-    sets = Plan(EVERY_CONTROL, FACTS).labelled_controls
-    draws = [f"random draw {seed}" for seed in DIGITS.evaluation.seeds]
-    expected = ["starting images", "distilled, plain", *draws, *(f"{draw}, plain" for draw in draws)]
-    assert sorted(labelled.name for labelled in sets) == sorted(expected)
-    assert len({labelled.fingerprint for labelled in sets}) == len(sets)
-
-
-def test_every_row_has_a_student_of_every_kind_seed_and_budget():
-    recipe = change(change(EVERY_CONTROL, "evaluation.longer_epochs", (600, 900)), "evaluation.students", ("a", "b"))
-    runs = Plan(recipe, FACTS).students
-    small = [row for row in ROWS if row != "full_data"]
-    expected = {
-        (row, student, seed, epochs)
-        for row in small
-        for student in "ab"
-        for seed in range(3)
-        for epochs in (300, 600, 900)
-    } | {("full_data", student, seed, 30) for student in "ab" for seed in range(3)}
-    assert {(run.row, run.student, run.seed, run.epochs) for run in runs} == expected
-    assert len({run.fingerprint for run in runs}) == len({run.name for run in runs}) == len(runs) == len(expected)
-    assert {run.epochs for run in runs if run.longer} == {600, 900}
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "same"),
-    [
-        ("synthesis.steps", 7, True),
-        ("synthesis.ce_weight", 7.0, True),
-        ("synthesis.learning_rate", 7.0, True),
-        ("synthesis.images_per_class", 7, False),
-        ("seed", 7, False),
-    ],
-)
-def test_starting_images_are_those_of_all_syntheses_that_start_from_them(key, value, same):
-    before, after = (Plan(recipe, FACTS).image_set("start") for recipe in (DIGITS, change(DIGITS, key, value)))
-    assert (before == after) is same
-
-
-@pytest.mark.parametrize(
-    ("start", "key", "value"),
-    [
-        ("mosaic", "pool.learning_rate", 7.0),
-        ("mosaic", "synthesis.mosaic.candidates", 7),
-        ("mosaic", "synthesis.augmentation.crop_ratio", (0.9, 1.0)),
-        ("noise", "synthesis.classes_per_unit", 7),
-        ("noise", "synthesis.slots_per_unit", 7),
-    ],
-)
-def test_starting_images_follow_what_they_are_made_with(start, key, value):
-    base = change(DIGITS, "synthesis.start", start)
-    before, after = (Plan(recipe, FACTS).image_set("start") for recipe in (base, change(base, key, value)))
-    assert before != after
-    real = (Plan(recipe, FACTS).image_set("start") for recipe in (DIGITS, change(DIGITS, key, value)))
-    assert len(set(real)) == 1
-
-
-@pytest.mark.parametrize(
-    ("labels", "epochs", "views"),
-    [
-        ({}, 300, 100),
-        ({}, 30, 30),
-        ({"averaged": True}, 300, 300),
-        ({"mode": "none"}, 300, 300),
-        ({"mode": "top_k"}, 300, 100),
-    ],
-)
-def test_students_see_the_stored_views_or_one_for_each_epoch(labels, epochs, views):
-    recipe = DIGITS
-    for key, value in labels.items():
-        recipe = change(recipe, f"labels.{key}", value)
-    assert Plan(recipe, FACTS).num_views(epochs) == views
 
 
 # -- chunks and class ranges of the statistics ---------------------------------------------------------------------
