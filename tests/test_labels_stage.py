@@ -153,7 +153,13 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("form", FORMS)
+QUICK = ("none", "cutmix, top_k")
+"""Between them: no labels, and stored ones of views that are mixed."""
+
+
+@pytest.mark.parametrize(
+    "form", [form if form in QUICK else pytest.param(form, marks=pytest.mark.slow) for form in FORMS]
+)
 def test_every_form_of_labels_makes_a_set_that_students_and_others_read(
     finished: Run, tmp_path: Path, form: str
 ) -> None:
