@@ -10,7 +10,7 @@ EDITABLE := --config-settings editable_mode=compat --editable
 demo: .venv/installed  ## distil scikit-learn's digits: runs/digits/report.html
 	$(BIN)/teddy-ray distill $(RECIPE)
 
-test: .venv/installed-dev  ## what CI runs; about ten minutes on two cores
+test: .venv/installed-dev  ## what CI runs; about a quarter of an hour on two cores
 	$(BIN)/pytest
 
 test-all: .venv/installed-dev  ## with every fault in every stage
