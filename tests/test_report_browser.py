@@ -31,10 +31,10 @@ onmessage = event => {{
 </script></body>"""
 
 MEASURE = """<script>
-addEventListener("load", async () => {
+// load comes after all images; to wait for more would race with the browser's virtual time
+addEventListener("load", () => {
   for (const part of document.querySelectorAll("details")) part.open = true;
   const images = [...document.images];
-  await Promise.all(images.map(image => image.decode().catch(() => {})));
   const box = element => { const r = element.getBoundingClientRect(); return [r.left, r.top, r.width, r.height]; };
   const rgb = text => { const n = text.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
   const luminance = colour => colour.slice(0, 3).map(v => v / 255)
