@@ -100,7 +100,7 @@ def _distill(arguments: argparse.Namespace) -> None:
     from teddy_ray.storage import Storage
     from teddy_ray.tables import results_table
 
-    print(results_table(distill(recipe, Progress()), Storage(recipe.storage)))
+    print(results_table(distill(recipe, Progress(form=recipe.logs.form)), Storage(recipe.storage)))
 
 
 def _plan(arguments: argparse.Namespace) -> None:

@@ -144,7 +144,7 @@ def test_more_workers_than_the_cluster_holds_end_all_the_same(shared_ray: None) 
 
     actor = ray.remote(num_cpus=3)(Echo)
     executor = RayExecutor[Word](actor.remote, lambda worker, word: worker.say.remote(word.name))
-    dispatcher = Dispatcher[Word]("test", executor, num_workers=2)
+    dispatcher = Dispatcher[Word]("test", executor, num_workers=lambda: 2)
     words = [Word("a"), Word("b"), Word("c")]
     assert {result for _, result in dispatcher.run(words)} == {"a", "b", "c"}
 
@@ -158,7 +158,7 @@ def test_errors_of_the_work_are_told_from_lost_workers(shared_ray: None) -> None
 
     actor = ray.remote(num_cpus=1)(Broken)
     executor = RayExecutor[Word](actor.remote, lambda worker, word: worker.work.remote(word.name))
-    dispatcher = Dispatcher[Word]("test", executor, num_workers=1)
+    dispatcher = Dispatcher[Word]("test", executor, num_workers=lambda: 1)
     with pytest.raises(StageError, match=r"(?s)^test: a: .*in work.*No space left on device"):
         list(dispatcher.run([Word("a")]))
 
@@ -172,7 +172,7 @@ def test_memory_that_runs_out_is_one_of_the_errors_of_the_work(shared_ray: None)
 
     actor = ray.remote(num_cpus=1)(Greedy)
     executor = RayExecutor[Word](actor.remote, lambda worker, word: worker.work.remote(word.name))
-    dispatcher = Dispatcher[Word]("test", executor, num_workers=1, memory_remedy="lower it")
+    dispatcher = Dispatcher[Word]("test", executor, num_workers=lambda: 1, memory_remedy="lower it")
     with pytest.raises(StageError, match=r"^test: a: out of memory; lower it \(tried to allocate 90 GiB\)$"):
         list(dispatcher.run([Word("a")]))
 
@@ -180,7 +180,7 @@ def test_memory_that_runs_out_is_one_of_the_errors_of_the_work(shared_ray: None)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "title"),
-    [("pool", "ray::RayTrainWorker"), ("labels", "ray::Labeller.label"), ("evaluation", "ray::_train")],
+    [("pool", "ray::RayTrainWorker"), ("labels", "ray::Labeller.label"), ("evaluation", "ray::Teacher")],
 )
 def test_other_stages_survive_a_killed_worker(
     finished: Run, tmp_path: Path, killer: Killer, stage: str, title: str
@@ -200,7 +200,7 @@ WORKERS = {
     "statistics": "ray::MapWorker",
     "synthesis": "ray::Synthesiser",
     "labels": "ray::Labeller",
-    "evaluation": "ray::_train",
+    "evaluation": "ray::Teacher",
 }
 """Titles of the processes that do a stage's work."""
 

@@ -76,6 +76,7 @@ FLOORS = (
         "gallery",
         "plots",
         "publication",
+        "tensorboard",
         "flow",
         "comparison",
         "cli",

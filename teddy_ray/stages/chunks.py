@@ -102,6 +102,7 @@ class ChunkWorker:
 
     def _publish(self, chunk: Chunk) -> None:
         started, decoded = time.monotonic(), self._loader.num_decoded
+        self._poster.begin(chunk.name)
         labels = self._loader.images.labels[chunk.rows.start : chunk.rows.stop]
         classes, rows = (torch.from_numpy(values) for values in np.unique(labels, return_inverse=True))
         try:
@@ -123,8 +124,10 @@ class ChunkWorker:
                 "num_decoded": self._loader.num_decoded - decoded,
                 "device": environment(self._device, kernels=self._kernels)["device"],
                 "pid": os.getpid(),
+                "node": ray.get_runtime_context().get_node_id(),
                 "seconds": time.monotonic() - started,
             }
+        self._poster.done(chunk.name, draft.facts["seconds"])
 
     def _batches(self, chunk: Chunk, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """On the device, as the members are to see them. labels: of the chunk's rows."""

@@ -39,7 +39,9 @@ def work_off(
     actor: Any = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker, scheduling_strategy="SPREAD")(worker)
 
     def tell(item: T, lost: Lost) -> None:
-        session.progress.say(f"{stage}: lost the worker of {item.name}, which goes on elsewhere")
+        session.board.lost(stage)
+        text = f"{stage}: lost the worker of {item.name}, which goes on elsewhere"
+        session.progress.say(text, stage=stage, item=item.name, reason=lost.reason)
 
     with (
         session.hiring(part, at_most=min(at_once, num_items)) as num_workers,
@@ -53,5 +55,5 @@ def work_off(
             memory_remedy=memory_remedy,
             on_lost=tell,
         )
-        for _ in dispatcher.run(items, session.board.shown_on(bar)):
+        for _ in dispatcher.run(items, session.board.shown_on(bar, stage)):
             pass

@@ -154,7 +154,7 @@ class Dispatcher(Generic[T]):
         limit = self.num_workers()
         queue.look_ahead = LOOK_AHEAD * limit
         while crew.idle and len(crew.running) < limit:
-            worker = next(reversed(crew.idle))
+            worker = next(iter(crew.idle)) if crew.waiting else next(reversed(crew.idle))
             task = crew.waiting.popleft() if crew.waiting else queue.take(after=crew.idle[worker].key)
             if task is None:
                 break

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
+import ray
 from torch import nn
 
 from teddy_ray.device import describe, prepare
@@ -44,7 +45,7 @@ def run(session: Session) -> None:
             len(missing),
             at_once=len(missing),
             worker=Teacher,
-            settings=(plan, storage, session.source_ref, session.board.poster()),
+            settings=(plan, storage, session.source_ref, session.board.poster("evaluation")),
             call=lambda worker, student: worker.train.remote(student),
             memory_remedy="lower evaluation.batch_size or evaluation.keep_bytes, or run fewer workers per node",
             title="evaluation",
@@ -83,8 +84,9 @@ class Teacher:
         if self._storage.has("student", run.fingerprint):  # by a worker that was given up too early
             return
         started = time.monotonic()
+        self._poster.begin(run.name)
         part, labels = self._plan.recipe.evaluation, self._plan.recipe.labels
-        training = self._training_set(run)
+        training = self.training_set(run)
         rates = part.learning_rate if isinstance(part.learning_rate, tuple) else (part.learning_rate,)
         best: tuple[float, float, nn.Module] | None = None  # validation accuracy, rate, model
         for index, rate in enumerate(rates):
@@ -117,19 +119,21 @@ class Teacher:
         with self._storage.publish("student", run.fingerprint) as draft:
             draft.facts = {
                 "name": run.name,
+                "node": ray.get_runtime_context().get_node_id(),
                 "accuracy": self._accuracy(best[2], self._source.test),
                 "learning_rate": best[1],
                 "steps": run.epochs * num_batches(len(training), part.batch_size),
                 "device": describe(self._device),
                 "seconds": time.monotonic() - started,
             }
+        self._poster.done(run.name, draft.facts["seconds"])
 
     def _accuracy(self, model: nn.Module, images: Images) -> float:
         """On all images of a split, a batch in memory at a time."""
         data = Labelled(lambda parts: (images.read(part) for part in parts), images.labels)
         return measure(model, data, np.arange(len(images)), self._device)
 
-    def _training_set(self, run: StudentRun) -> TrainingSet:
+    def training_set(self, run: StudentRun) -> TrainingSet:
         plan, train, labels = self._plan, self._source.train, self._plan.recipe.labels
         num_classes, plain = len(plan.data.classes), run.kind.plain
         # a hard label serves every view: nothing limits how many there are

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
+import ray
 import torch
 from torch import Tensor, nn
 
@@ -52,7 +53,7 @@ def label_sets(session: Session, sets: Sequence[LabelledSet], title: str) -> Non
             len(missing),
             at_once=len(missing),
             worker=Labeller,
-            settings=(plan, storage, session.source_ref, machine, kernels, session.board.poster()),
+            settings=(plan, storage, session.source_ref, machine, kernels, session.board.poster("labels")),
             call=lambda worker, shard: worker.label.remote(shard, shards[shard]),
             memory_remedy="lower labels.batch_size or labels.images_per_file, or run fewer workers per node",
             title=title,
@@ -113,6 +114,7 @@ class Labeller:
         if self._storage.has("shard", shard.fingerprint):  # by a worker that was given up too early
             return
         check_machine(self._device, self._machine, self._plan.recipe.cluster.address)
+        self._poster.begin(shard.name)
         plan, part = self._plan, self._plan.recipe.labels
         # a CutMix partner may be any image of the set
         read = range(plan.num_images) if part.cutmix > 0 and not labelled.plain else shard.rows
@@ -131,10 +133,12 @@ class Labeller:
             draft.write("rows.parquet", data)
             draft.facts = {
                 "name": shard.name,
+                "node": ray.get_runtime_context().get_node_id(),
                 "png_bytes": png_bytes,
                 "mass_kept": soft.mass_kept if soft else 1.0,
                 "seconds": time.monotonic() - started,
             }
+        self._poster.done(shard.name, draft.facts["seconds"])
 
     def _images(self, images: ImageSet, rows: range) -> Pixels:
         if len(rows) < self._plan.num_images:

@@ -126,7 +126,7 @@ class _Trainings:
 
     def run(self) -> None:
         """Train them all."""
-        show = self._session.board.shown_on(self._bar)
+        show = self._session.board.shown_on(self._bar, "pool")
         self._check_room()
         while (left := self._desk.num_left()) or self._runs:
             self._start(left)
@@ -156,7 +156,7 @@ class _Trainings:
             return
         session, run = self._session, _Run(uuid.uuid4().hex, num_groups * per_base)
         self._desk.reserve(run.name, num_groups)
-        poster = session.board.poster()
+        poster = session.board.poster("pool")
         job = Job(
             session.plan,
             self._trainings,
@@ -187,6 +187,7 @@ class _Trainings:
             raise StageError("pool", self._names, "; ".join(map(str, failures)))
         missing = _missing(self._storage, self._trainings)
         self._desk.put_back(run.name, [i for i, one in enumerate(self._trainings) if one not in missing])
+        self._session.board.lost("pool", len(lost))
         self._session.progress.say(f"pool: {len(lost)} worker(s) lost; going on from the last epoch of each training")
 
     def _how_far(self) -> dict[str, str | None]:

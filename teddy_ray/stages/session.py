@@ -74,8 +74,10 @@ class Session:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns that this will be its default
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.recipe.logs.form == "json":
+            common["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
         address = cluster_address(self.recipe)
-        with _signals_kept():
+        with _signals_kept(), _root_logger_kept():
             self._connect(address, common)
         _quieten()
         self._read_resources()
@@ -191,6 +193,16 @@ def _signals_kept() -> Iterator[None]:
     yield
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+
+
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """A logging_config is meant for workers; ray.init makes the driver's libraries speak up, too."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 def _quieten() -> None:

@@ -12,6 +12,7 @@ import contextlib
 import pickle
 import threading
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 import ray
 import ray.data
 from ray.exceptions import RayError, RayTaskError, UserCodeException
+from ray.util.annotations import RayDeprecationWarning
 
 from teddy_ray.device import environment, prepare
 from teddy_ray.engine import Machine, choose_kernels
@@ -134,13 +136,13 @@ def _take(session: Session, chunks: Sequence[Chunk], machine: Machine, kernels: 
         "source": session.source_ref,
         "machine": machine,
         "kernels": kernels,
-        "poster": session.board.poster(),
+        "poster": session.board.poster("statistics"),
     }
     with (
         session.hiring(part, at_most=total) as num_workers,
         session.progress.stage("statistics", total, "chunks") as bar,
     ):
-        show = session.board.shown_on(bar)
+        show = session.board.shown_on(bar, "statistics")
         while missing:
             running, size = {chunk.fingerprint: chunk.name for chunk in missing}, num_workers()
             round_ = _round(missing, settings, part, size)
@@ -157,6 +159,7 @@ def _take(session: Session, chunks: Sequence[Chunk], machine: Machine, kernels: 
                 remedy = "if they ran out of memory, lower statistics.batch_size, or run fewer workers per node"
                 raise StageError("statistics", left[0].name, f"its workers were lost {MAX_ATTEMPTS} times; {remedy}")
             if left:
+                session.board.lost("statistics", len(left))
                 session.progress.say(f"statistics: {len(left)} chunks left, going on with the workers that are there")
             missing = left
     if not rows:
@@ -184,17 +187,21 @@ def _round(
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
     context.max_errored_blocks = -1  # the chunks that a lost worker had; what the work itself raises comes in a row
     items = [{"fingerprint": chunk.fingerprint, "start": chunk.rows.start, "stop": chunk.rows.stop} for chunk in chunks]
-    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        ChunkWorker,
-        batch_size=1,
-        fn_constructor_kwargs=settings,
-        # one in hand and one that waits: none idles between two, and few are left to one worker in the end
-        compute=ray.data.ActorPoolStrategy(size=min(size, len(items)), max_tasks_in_flight_per_actor=IN_FLIGHT),
-        # half a CPU per thread: a pool that takes every CPU hangs (ray issue 44687)
-        num_cpus=0.5 * part.threads,
-        num_gpus=part.gpus_per_worker,
-        max_restarts=0,  # or Ray Data waits for its place, which may have gone for good
-    )
+    with warnings.catch_warnings():
+        # max_restarts has no other way in yet; before Ray 2.64 takes this one away, see whether it needs one
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+            ChunkWorker,
+            batch_size=1,
+            fn_constructor_kwargs=settings,
+            # one in hand and one that waits: none idles between two, and few are left to one worker in the end
+            compute=ray.data.ActorPoolStrategy(size=min(size, len(items)), max_tasks_in_flight_per_actor=IN_FLIGHT),
+            # half a CPU per thread: a pool that takes every CPU hangs (ray issue 44687)
+            num_cpus=0.5 * part.threads,
+            num_gpus=part.gpus_per_worker,
+            # or Ray Data waits for the place of a lost worker, which may have gone for good
+            ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},
+        )
     try:
         with without_lines(RESTARTABLE_ACTOR):
             for row in dataset.iter_rows():

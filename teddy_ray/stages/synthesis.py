@@ -57,7 +57,7 @@ def run(session: Session) -> None:
             num_missing,
             at_once=-(-len(plan.data.classes) // part.classes_per_unit),
             worker=Synthesiser,
-            settings=(plan, storage, session.source_ref, machine, session.board.poster()),
+            settings=(plan, storage, session.source_ref, machine, session.board.poster("synthesis")),
             call=lambda worker, unit: worker.optimise.remote(unit),
             exclusive=lambda unit: unit.classes[0],
             memory_remedy="lower synthesis.slots_per_unit or synthesis.classes_per_unit, or run fewer workers per node",
@@ -140,6 +140,7 @@ class Synthesiser:
             begin = State.from_tensors(saved, self._device)
         else:
             begin = State.begin(start, recipe, self._device)
+        self._poster.begin(unit.name, begin.step / recipe.synthesis.steps)
         labels = np.repeat(np.array(unit.classes, dtype=np.int64), len(unit.slots))
         last, looked = begin.step, time.monotonic()
         checkpointed = looked
@@ -169,8 +170,10 @@ class Synthesiser:
                 "engine": here["engine"],
                 "resumed_at": begin.step,
                 "worker": ray.get_runtime_context().get_actor_id(),
+                "node": ray.get_runtime_context().get_node_id(),
                 "seconds": time.monotonic() - started,
             }
+        self._poster.done(unit.name, draft.facts["seconds"])
         checkpoint.drop()
 
     def _engine(self, num_images: int) -> Engine:

@@ -165,7 +165,7 @@ class _Trainer:
             raise StageError("pool", training.name, reason)
         if self._group.rank == 0:  # the first epoch may take long
             note = f"in epoch {state.epoch + 1}/{training.epochs}"
-            self._poster(training.name, state.epoch / training.epochs, note)
+            self._poster.begin(training.name, state.epoch / training.epochs, note)
         members = {member.epoch: member for member in training.members}
         epochs = train(
             state,
@@ -192,6 +192,7 @@ class _Trainer:
             key = "pool.post.learning_rate" if not training.warmup_epochs else "pool.learning_rate"
             raise StageError("pool", training.name, f"{error} ({key})") from None
         if self._group.rank == 0:
+            self._poster.done(training.name, time.monotonic() - self._started)
             self._checkpoint.drop()
 
     def _start(self) -> Classifier:
@@ -225,6 +226,7 @@ class _Trainer:
             accuracy=measure(model, self._validation, np.arange(len(self._validation.labels)), self._device),
             check_accuracy=measure(model, self._validation, check_rows(len(self._validation.labels)), self._device),
             facts={
+                "node": ray.get_runtime_context().get_node_id(),
                 "losses": state.losses,
                 "resumed_at": resumed_at,
                 "precision": "bf16" if self._bf16 else "fp32",
