@@ -33,6 +33,7 @@ class EmulatedCluster:
         head = {"num_cpus": 0, "object_store_memory": 150_000_000, "dashboard_host": "127.0.0.1"}
         self._cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": HEALTH})
         self.address: str = self._cluster.address
+        self.head: Node = self._cluster.head_node
         self.nodes: list[Node] = [self._cluster.add_node(wait=False, **NODE) for _ in range(num_nodes)]
         self._cluster.wait_for_nodes(timeout=120)
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from conftest import NEEDS, Run, content_hashes, copy_artifacts, open_session, processes, tiny
+from conftest import NEEDS, Run, content_hashes, copy_artifacts, marked_processes, open_session, processes, tiny
 from safetensors.torch import load
 
 from teddy_ray.checkpoints import DIGEST
@@ -224,7 +224,7 @@ def test_an_interrupt_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, st
         if line.startswith(f"{stage} ") and "0.0/" in line:
             break
     deadline = time.monotonic() + 60
-    while not set(processes(WORKERS[stage])) & set(_descendants(mark)):
+    while not set(processes(WORKERS[stage])) & set(marked_processes(mark)):
         assert time.monotonic() < deadline, "no worker of the stage came up"
         time.sleep(0.02)
     started = time.monotonic()
@@ -241,7 +241,7 @@ def test_an_interrupt_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, st
     for manifest_folder in (tmp_path / "artifacts").glob("*/*"):
         assert (manifest_folder / "manifest.json").is_file()
     deadline = time.monotonic() + 10
-    while left := _descendants(mark):
+    while left := marked_processes(mark):
         assert time.monotonic() < deadline, f"still running: {left}"
         time.sleep(0.2)
 
@@ -249,17 +249,3 @@ def test_an_interrupt_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, st
     for kind in ("member", "statistics", "moments", "unit", "shard"):
         made = content_hashes(tmp_path, kind)
         assert made.items() <= content_hashes(finished.folder, kind).items()
-
-
-def _descendants(mark: str) -> list[int]:
-    """Ids of the processes that inherited an environment with this mark."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                environment = (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if mark.encode() in environment:
-                found.append(int(entry.name))
-    return found
