@@ -34,7 +34,7 @@ from teddy_ray.fingerprints import fingerprint
 from teddy_ray.members import load_members
 from teddy_ray.moments import Moments
 from teddy_ray.pixels import from_pixels
-from teddy_ray.plan import Plan, blocks
+from teddy_ray.plan import MERGE_TASKS, Plan, blocks
 from teddy_ray.recipe import Recipe
 from teddy_ray.recipe import Statistics as StatisticsPart
 from teddy_ray.sources import Source
@@ -51,9 +51,6 @@ from teddy_ray.stored_moments import POOLED, merge_chunks, pool_classes, to_tens
 
 NO_PROGRESS_TIMEOUT_S = 6 * 3600
 """After so long without a chunk Ray Data gives up: more than any chunk takes, less than for ever."""
-
-MERGE_TASKS = 64
-"""At most. Each opens every chunk."""
 
 POLL_S = 0.5
 
