@@ -109,8 +109,9 @@ def assumed(plan: Plan, teraflops: float | None = None) -> Rates:
         PASS_S,
         decode_s,
         (
-            f"rates: {each}, and {1000 * PASS_S:g} ms per pass of a batch at least, ASSUMED ({why}). To measure: run the recipe under another name on the same hardware with "
-            "few images, steps and epochs, then plan with --rates NAME",
+            f"rates: {each}, and {1000 * PASS_S:g} ms per pass of a batch at least, ASSUMED ({why}). To measure: run "
+            "the recipe under another name on the same hardware with few images, steps and epochs, then plan with "
+            "--rates NAME",
             f"decoding: {1000 * decode_s:.2g} ms per image and thread, ASSUMED; it goes on beside the models of pool "
             f"({plan.recipe.pool.threads} thread(s)) and statistics ({plan.recipe.statistics.decoders} decoder(s)), "
             "and before those of students of all data",
