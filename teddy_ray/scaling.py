@@ -260,14 +260,14 @@ def predict(
         part: Placed = getattr(plan.recipe, phase.like)
         used = min(workers, most_workers(plan, phase))
         slower = max(1.0, used * part.threads / cores) if cores else 1.0
-        seconds = [slower * _seconds(plan, rates, phase, job) for job in phase.jobs]
-        busy[phase.stage] += sum(seconds)
+        sharing = plan.recipe.pool.workers_per_base if phase.like == "pool" else 1
+        seconds = [slower * _seconds(plan, rates, phase, job, sharing) for job in phase.jobs]
+        busy[phase.stage] += sharing * sum(seconds)
         start_s = slower * START_S[phase.like]
         if phase.like == "pool":
-            each = plan.recipe.pool.workers_per_base
-            wall[phase.stage] += start_s + dealt_s([s / each for s in seconds], used // each)
+            wall[phase.stage] += start_s + dealt_s(seconds, used // sharing)
         else:
-            keyed = [(job.key, s) for job, s in zip(phase.jobs, seconds, strict=True)]
+            keyed = [(job.key, one) for job, one in zip(phase.jobs, seconds, strict=True)]
             wall[phase.stage] += dispatched_s(keyed, used, start_s)
         if phase.what == "chunks":
             wall[phase.stage] += merge_bytes(plan) / STORAGE_BYTES_PER_S / min(MERGE_TASKS, workers)
@@ -281,12 +281,12 @@ def merge_bytes(plan: Plan) -> int:
     return len(list(plan.chunks())) * num_classes * moment_bytes(plan)
 
 
-def _seconds(plan: Plan, rates: Rates, phase: Phase, job: Job) -> float:
-    """Of one worker."""
+def _seconds(plan: Plan, rates: Rates, phase: Phase, job: Job, sharing: int) -> float:
+    """Of each of the workers that share a job."""
     recipe = plan.recipe
     threads = {"pool": recipe.pool.threads, "statistics": recipe.statistics.decoders}.get(phase.like, 1)
-    computing = max(job.flops / rates.flops[phase.like], job.passes * rates.pass_s)
-    decoding = job.decoded * rates.decode_s / threads
+    computing = max(job.flops / rates.flops[phase.like] / sharing, job.passes * rates.pass_s)
+    decoding = job.decoded * rates.decode_s / threads / sharing
     return computing + decoding if phase.like == "evaluation" else max(computing, decoding)
 
 

@@ -161,6 +161,14 @@ def test_a_shared_training_needs_its_workers_and_is_so_much_faster():
     assert predicted(plan, 4).busy_s["pool"] == pytest.approx(2 * alone)
 
 
+def test_sharing_a_training_does_not_share_the_launches():
+    launches = replace(RATES, pass_s=10.0)
+    passes = 10 * 4 * 3  # batches of 64 of 200 images
+    found = predicted(plan_of(pool__workers_per_base=2), 4, launches)
+    assert found.wall_s["pool"] == pytest.approx(START_S["pool"] + passes * 10)
+    assert found.busy_s["pool"] == pytest.approx(2 * 2 * passes * 10)
+
+
 def test_fine_tunings_begin_when_all_bases_are_done():
     plan = plan_of(pool__generation="post", pool__seeds=(0,))
     alone = 200 * 3 / 100
