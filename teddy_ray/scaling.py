@@ -18,7 +18,7 @@ from teddy_ray.recipe import Placed
 from teddy_ray.stages.dispatch import Dispatcher, Done, Outcome
 from teddy_ray.storage import Storage
 from teddy_ray.summary import read_summary
-from teddy_ray.work import Job, Phase, moment_bytes, phases
+from teddy_ray.work import Job, Phase, flops_of_stages, moment_bytes, phases
 
 ASSUMED_TFLOPS = {"GPU": 10.0, "CPU thread": 0.05}
 """Effective 10^12 operations per second where nothing was measured. GPU: SRe2L++'s published 2.52 s per image of
@@ -35,7 +35,7 @@ PASS_S = 2e-3
 """What a batch takes to go through a model at least, there or back: small ones are bound by their launch."""
 
 RAY_START_S = 4.0
-START_S = {"pool": 10.0, "statistics": 8.0, "synthesis": 8.0, "labels": 6.0, "evaluation": 4.0}
+START_S = {"pool": 10.0, "statistics": 7.0, "synthesis": 6.0, "labels": 4.0, "evaluation": 2.0}
 """From the start of a stage to the first work of its workers: processes, imports, models."""
 
 LADDER = (1, 8, 64, 512)
@@ -127,9 +127,11 @@ def measured(plan: Plan, summary: Mapping[str, Any]) -> Rates:
     rest = assumed(plan)
     each = ", ".join(f"{stage} {rate / 1e9:.3g}" for stage, rate in known.items())
     lines = [f"rates: measured by the run {summary['name']} ({summary['device']}), GFLOP/s per worker: {each}"]
+    share = sum(summary["flops"].values()) / sum(flops_of_stages(plan).values())
     lines.append(
-        "its reading, decoding, start of models and waiting are in them: a run much smaller than this one makes times "
-        "too long, another model, image size or device makes them wrong"
+        f"that run did {share:.2g} times the operations of this whole plan; its reading, decoding, start of models and "
+        "waiting are in its rates: from a much smaller run times are too long, from another model, image size or "
+        "device they are wrong"
     )
     needed = [stage for stage in missing if not (stage == "statistics" and plan.recipe.statistics.source == "buffers")]
     if needed:

@@ -245,6 +245,9 @@ def test_rates_are_those_of_the_last_run_of_the_name_or_of_the_run_that_is_told(
     assert rates.flops["synthesis"] == pytest.approx(100 * 200 * 2 * PASS / 100)
     assert predicted(plan, 1, rates).busy_s["synthesis"] == pytest.approx(100)
     assert rates.origin[0].startswith("rates: measured by the run digits (a slow machine), GFLOP/s per worker: pool ")
+    assert rates.origin[1].startswith("that run did 1 times the operations of this whole plan; its reading, decoding")
+    larger = plan_of(synthesis__steps=400, pool__snapshots=(20,), labels__views=200, evaluation__epochs=600)
+    assert "that run did 0.5" in rates_for(larger, storage).origin[1]
     assert predicted(plan, 1, rates_for(plan, storage, run="trial")).busy_s["pool"] == pytest.approx(10)
     assert rates_for(plan, storage, teraflops=2).flops["pool"] == 2e12
     assert (rates.pass_s, rates.decode_s) == (0, 0)
@@ -285,7 +288,7 @@ def test_the_table_of_a_plan(tmp_path):
     assert "10 members of 2 bases and 0 fine-tunings" in text
     assert "students; labels of controls: 400,000 images x views x members" in text
     assert re.search(r"^predicted time +1 worker +2 workers$", text, re.M)
-    assert re.search(r"^synthesis +10 s +9 s$", text, re.M)  # 400 passes of 2 ms a unit
+    assert re.search(r"^synthesis +8 s +7 s$", text, re.M)  # 400 passes of 2 ms a unit
     assert re.search(r"^worker hours held +\d", text, re.M)
     assert text.count("to compute") == 5
     last = text.splitlines()[-1]

@@ -44,7 +44,7 @@ def recipe_of(storage: Path, num_workers: int, share: int = 1) -> Recipe:
             "statistics": {"chunk_size": 100, "num_workers": num_workers},
             "synthesis": {
                 "images_per_class": 20,
-                "steps": 1600 // share,
+                "steps": 1200 // share,
                 "classes_per_unit": 2,
                 "slots_per_unit": 10,
                 "compile": False,
