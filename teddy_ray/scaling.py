@@ -35,7 +35,7 @@ PASS_S = 2e-3
 """What a batch takes to go through a model at least, there or back: small ones are bound by their launch."""
 
 RAY_START_S = 4.0
-START_S = {"pool": 10.0, "statistics": 7.0, "synthesis": 6.0, "labels": 4.0, "evaluation": 2.0}
+START_S = {"pool": 20.0, "statistics": 7.0, "synthesis": 6.0, "labels": 4.0, "evaluation": 2.0}
 """From the start of a stage to the first work of its workers: processes, imports, models."""
 
 LADDER = (1, 8, 64, 512)
@@ -305,7 +305,7 @@ def assumptions(plan: Plan, rates: Rates, work: Sequence[Phase]) -> Iterator[str
         "is lost"
     )
     starts = ", ".join(f"{phase.what} {START_S[phase.like]:g}" for phase in work)
-    yield f"seconds of start-up, measured on two CPU cores with local storage: Ray {RAY_START_S:g}, {starts}"
+    yield f"seconds of start-up, as on two busy CPU cores with local storage: Ray {RAY_START_S:g}, {starts}"
     if per_base > 1 and any(phase.like == "pool" for phase in work):
         yield f"{per_base} workers share a training at no cost: the exchange of gradients is not counted"
     if any(phase.what == "fine-tunings" for phase in work):
