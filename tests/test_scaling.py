@@ -319,6 +319,17 @@ def test_where_everything_is_there_no_time_is_predicted(tmp_path):
     assert text.count("reused") == 5
 
 
+def test_a_stage_whose_pieces_are_there_is_only_published(tmp_path):
+    plan, storage = plan_of(), Storage(str(tmp_path))
+    for unit in plan.units():
+        with storage.publish("unit", unit.fingerprint) as draft:
+            draft.facts = {}
+    text = plan_table(plan, storage)
+    assert re.search(r"^synthesis +\w+ +to publish", text, re.M)
+    assert text.count("to compute") == 4
+    assert "units" not in next(line for line in text.splitlines() if line.startswith("- most workers"))
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -366,6 +377,14 @@ def test_the_recipe_for_imagenet_is_cut_for_a_hundred_gpus(imagenet):
         "files of controls": 400,
         "students": 12,
     }
+
+
+def test_the_trial_and_the_other_commands_of_its_header_are_recipes():
+    header = [line for line in (RECIPES / "imagenet1k.yaml").read_text().splitlines() if line.startswith("#")]
+    overrides = re.findall(r"--set (\S+)", "\n".join(header))
+    assert len(overrides) >= 10
+    recipe = load_recipe(RECIPES / "imagenet1k.yaml", overrides[:-1])
+    assert (recipe.name, recipe.synthesis.images_per_class, recipe.evaluation.seeds) == ("trial", 1, (0,))
 
 
 def test_imagenet_is_predicted_for_512_gpus_without_its_data(imagenet):
