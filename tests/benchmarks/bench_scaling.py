@@ -1,7 +1,8 @@
 """Predicted against measured time of three stages for 1, 2 and 4 workers, and the prediction for ImageNet-1k.
 
-`python tests/benchmarks/bench_scaling.py`, four minutes. Rates are measured by a smaller run of one worker, with a
-quarter of the steps and views; predictions are those of `teddy-ray plan`, for workers that share this machine's cores.
+`python tests/benchmarks/bench_scaling.py`, five minutes on a machine that does nothing else. Rates are measured by
+smaller runs of one worker, with a quarter of the steps and views, right before; predictions are those of `teddy-ray
+plan`, for workers that share this machine's cores.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import ray
 
 from teddy_ray import device
 from teddy_ray.flow import prepare
-from teddy_ray.plan import STAGES, Plan
+from teddy_ray.plan import Plan
 from teddy_ray.pool_plan import DataFacts
 from teddy_ray.progress import Progress, duration
 from teddy_ray.recipe import Recipe
@@ -51,7 +52,6 @@ def recipe_of(storage: Path, num_workers: int, share: int = 1) -> Recipe:
                 "num_workers": num_workers,
             },
             "labels": {"views": 400 // share, "images_per_file": 20, "num_workers": num_workers},
-            "evaluation": {"seeds": [0], "epochs": 20, "controls": [], "num_workers": 1},
         }
     )
 
@@ -66,25 +66,33 @@ def run(recipe: Recipe, *stages: str) -> tuple[Plan, dict[str, dict[str, Any]]]:
     return prepared.plan, {stage: prepared.storage.open(stage, found[stage]).manifest for stage in stages}
 
 
-def calibrate(folder: Path) -> Rates:
-    """Rates of a small run of one worker."""
-    plan, manifests = run(recipe_of(folder, 1, share=4), *STAGES)
-    starts = ", ".join(
-        f"{stage} {facts['seconds'] - facts['worker_seconds']:.1f}" for stage, facts in manifests.items()
-    )
-    print(f"seconds of a stage that were not its worker's, small run: {starts}\n")
+def calibrate(folder: Path) -> tuple[Rates, str]:
+    """Rates of a small run of one worker, and seconds of its stages in which that did not work."""
+    clear(folder)
+    plan, manifests = run(recipe_of(folder, 1, share=4), *TIMED)
+    rest = {stage: facts["seconds"] - facts["worker_seconds"] for stage, facts in manifests.items()}
+    flops = {stage: work for stage, work in flops_of_stages(plan).items() if stage in TIMED}
     here = device.describe(device.prepare(1, 0))
-    return measured(plan, {"name": "a small one", "device": here, "stages": manifests, "flops": flops_of_stages(plan)})
+    rates = measured(plan, {"name": "a small one", "device": here, "stages": manifests, "flops": flops})
+    return rates, ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in rest.items())
+
+
+def clear(folder: Path) -> None:
+    """Forget all but the pool."""
+    for kind in KINDS:
+        shutil.rmtree(folder / "artifacts" / kind, ignore_errors=True)
 
 
 def compare(folder: Path) -> None:
     """Prints a row for each stage and number of workers."""
-    cores = local_resources()[0]
-    rates = calibrate(folder)
+    cores, starts = local_resources()[0], []
+    _, manifests = run(recipe_of(folder, 1), "pool")
+    starts.append(f"pool {manifests['pool']['seconds'] - manifests['pool']['worker_seconds']:.1f}")
     print("| stage | workers | predicted s | measured s | measured / predicted |\n| --- | --- | --- | --- | --- |")
     for workers in (1, 2, 4):
-        for kind in KINDS:
-            shutil.rmtree(folder / "artifacts" / kind, ignore_errors=True)
+        rates, rest = calibrate(folder)  # anew each time, for other work on the machine comes and goes
+        starts.append(rest)
+        clear(folder)
         plan, manifests = run(recipe_of(folder, workers), *TIMED)
         work = tuple(phase for phase in left(plan, ()) if phase.stage == phase.like and phase.stage in TIMED)
         predicted = predict(plan, rates, workers, work, cores=cores)
@@ -93,7 +101,8 @@ def compare(folder: Path) -> None:
         rows["all three"] = (sum(row[0] for row in rows.values()), sum(row[1] for row in rows.values()))
         for stage, (ours, theirs) in rows.items():
             print(f"| {stage} | {workers} | {ours:.1f} | {theirs:.1f} | {theirs / ours:.2f} |", flush=True)
-    print(f"\nload of this machine in the last five minutes: {os.getloadavg()[1]:.1f} on {cores} cores")
+    print(f"\nstart-up in the small runs, seconds: {'; '.join(starts)}")
+    print(f"load of this machine in the last five minutes: {os.getloadavg()[1]:.1f} on {cores} cores")
 
 
 def imagenet() -> None:
