@@ -1,13 +1,13 @@
 """How long a plan takes on so many workers, before anything runs: measured or assumed rates, scheduled as stages do.
 
-Units, files and students are handed out to simulated workers by the real dispatcher, trainings are dealt out as the
-pool deals them. What is supposed beyond that is told by `assumptions`, a line each.
+Every piece of work is handed out to simulated workers by the real dispatcher. What is supposed beyond that is told by
+`assumptions`, a line each.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.plan import MERGE_TASKS, STAGES, Plan
 from teddy_ray.recipe import Placed
-from teddy_ray.stages.dispatch import Dispatcher, Done, Outcome
+from teddy_ray.stages.dispatch import Dispatcher, Done, Outcome, Up
 from teddy_ray.storage import Storage
 from teddy_ray.summary import read_summary
 from teddy_ray.work import Job, Phase, flops_of_stages, moment_bytes, phases
@@ -99,8 +99,7 @@ def rates_for(plan: Plan, storage: Storage, *, run: str | None = None, teraflops
 def assumed(plan: Plan, teraflops: float | None = None) -> Rates:
     """The same for all work, per GPU or CPU thread."""
     flops = {stage: _assumed_flops(getattr(plan.recipe, stage), teraflops) for stage in STAGES}
-    pieces = sorted({_piece(getattr(plan.recipe, stage)) for stage in STAGES}, reverse=True)
-    each = " and ".join(f"{teraflops or ASSUMED_TFLOPS[piece]:g} TFLOP/s per {piece}" for piece in pieces)
+    each = _each(plan, STAGES, teraflops)
     why = "as --teraflops says" if teraflops else f"uncalibrated: no run named {plan.recipe.name} is in this storage"
     data = plan.recipe.data
     decode_s = DECODE_S_PER_PIXEL * data.image_size**2
@@ -123,8 +122,6 @@ def measured(plan: Plan, summary: Mapping[str, Any]) -> Rates:
     """Those of a run, stage by stage."""
     seconds = {stage: facts["worker_seconds"] for stage, facts in summary["stages"].items()}
     known = {stage: work / seconds[stage] for stage, work in summary["flops"].items() if work and seconds[stage]}
-    missing = [stage for stage in STAGES if stage not in known]
-    rest = assumed(plan)
     each = ", ".join(f"{stage} {rate / 1e9:.3g}" for stage, rate in known.items())
     lines = [f"rates: measured by the run {summary['name']} ({summary['device']}), GFLOP/s per worker: {each}"]
     share = sum(summary["flops"].values()) / sum(flops_of_stages(plan).values())
@@ -133,10 +130,16 @@ def measured(plan: Plan, summary: Mapping[str, Any]) -> Rates:
         "waiting are in its rates: from a much smaller run times are too long, from another model, image size or "
         "device they are wrong"
     )
-    needed = [stage for stage in missing if not (stage == "statistics" and plan.recipe.statistics.source == "buffers")]
-    if needed:
-        lines.append(f"it did no {' or '.join(needed)}: " + rest.origin[0].removeprefix("rates: "))
-    return Rates({**rest.flops, **known}, 0.0, 0.0, tuple(lines))
+    missing = [stage for stage, work in flops_of_stages(plan).items() if work and stage not in known]
+    if missing:
+        lines.append(f"it did no {' or '.join(missing)}: {_each(plan, missing)} ASSUMED")
+    return Rates({**assumed(plan).flops, **known}, 0.0, 0.0, tuple(lines))
+
+
+def _each(plan: Plan, stages: Iterable[str], teraflops: float | None = None) -> str:
+    """What is assumed of the workers of some stages."""
+    pieces = sorted({_piece(getattr(plan.recipe, stage)) for stage in stages}, reverse=True)
+    return " and ".join(f"{teraflops or ASSUMED_TFLOPS[piece]:g} TFLOP/s per {piece}" for piece in pieces)
 
 
 def _piece(part: Placed) -> str:
@@ -155,7 +158,7 @@ class _Timed:
     """A job with its time."""
 
     name: str
-    key: Any
+    key: Hashable
     seconds: float
 
 
@@ -166,45 +169,45 @@ class _Simulated:
     start_s: float
     now: float = 0.0
     _numbers: Iterator[int] = field(default_factory=count)
-    _up_at: dict[int, float] = field(default_factory=dict)
-    _ends: list[tuple[float, int]] = field(default_factory=list)
+    _events: list[tuple[float, int, Outcome]] = field(default_factory=list)
 
     def start(self) -> int:
         worker = next(self._numbers)
-        self._up_at[worker] = self.now + self.start_s
+        self._push(self.start_s, worker, Up())
         return worker
 
     def submit(self, worker: int, item: _Timed) -> None:
-        heapq.heappush(self._ends, (max(self.now, self._up_at[worker]) + item.seconds, worker))
+        self._push(item.seconds, worker, Done(None))
 
     def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
-        """Goes on to the next end, however far: who waits for a key is kept."""
-        self.now = self._ends[0][0]
-        ended: list[tuple[int, Outcome]] = []
-        while self._ends and self._ends[0][0] == self.now:
-            ended.append((heapq.heappop(self._ends)[1], Done(None)))
-        return ended
+        """Goes on to the next event, however far, and gives all of that moment."""
+        self.now = self._events[0][0]
+        events = []
+        while self._events and self._events[0][0] == self.now:
+            events.append(heapq.heappop(self._events)[1:])
+        return events
 
     def stop(self, worker: int) -> None:
-        pass
+        self._events = [event for event in self._events if event[1] != worker]
+        heapq.heapify(self._events)
 
     def clock(self) -> float:
         return self.now
 
+    def _push(self, seconds: float, worker: int, outcome: Outcome) -> None:
+        heapq.heappush(self._events, (self.now + seconds, worker, outcome))
 
-def dispatched_s(jobs: Sequence[tuple[Any, float]], workers: int, start_s: float = 0.0) -> float:
+
+def dispatched_s(jobs: Sequence[tuple[Hashable, float]], workers: int, start_s: float = 0.0) -> float:
     """Seconds until the last of (key, seconds) is done, handed out as units are: of one key never two at a time."""
-    cluster = _Simulated(start_s)
+    cluster, ended = _Simulated(start_s), 0.0
     items = (_Timed(str(position), key, seconds) for position, (key, seconds) in enumerate(jobs))
-    dispatcher = Dispatcher[_Timed]("plan", cluster, workers, exclusive=lambda item: item.key, clock=cluster.clock)
+    dispatcher = Dispatcher[_Timed](
+        "plan", cluster, lambda: workers, exclusive=lambda item: item.key, clock=cluster.clock
+    )
     for _ in dispatcher.run(items):
-        pass
-    return cluster.now
-
-
-def dealt_s(seconds: Sequence[float], groups: int) -> float:
-    """Seconds until the last training is done: group g takes the g-th and every `groups`-th after it."""
-    return max(sum(seconds[first::groups]) for first in range(groups))
+        ended = cluster.now
+    return ended
 
 
 # -- prediction --------------------------------------------------------------------------------------------------------
@@ -266,11 +269,8 @@ def predict(
         seconds = [slower * _seconds(plan, rates, phase, job, sharing) for job in phase.jobs]
         busy[phase.stage] += sharing * sum(seconds)
         start_s = slower * START_S[phase.like]
-        if phase.like == "pool":
-            wall[phase.stage] += start_s + dealt_s(seconds, used // sharing)
-        else:
-            keyed = [(job.key, one) for job, one in zip(phase.jobs, seconds, strict=True)]
-            wall[phase.stage] += dispatched_s(keyed, used, start_s)
+        keyed = [(job.key, one) for job, one in zip(phase.jobs, seconds, strict=True)]
+        wall[phase.stage] += dispatched_s(keyed, used // sharing, start_s)
         if phase.what == "chunks":
             wall[phase.stage] += merge_bytes(plan) / STORAGE_BYTES_PER_S / min(MERGE_TASKS, workers)
     wall[REST] = RAY_START_S + 2 * plan.label_bytes / STORAGE_BYTES_PER_S if work else 0.0
