@@ -122,6 +122,7 @@ def _facts(source: Source) -> DataFacts:
         validation=source.validation.identity,
         test=source.test.identity,
         num_skipped=len(source.skipped),
+        num_validation=len(source.validation),
     )
 
 

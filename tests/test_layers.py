@@ -53,6 +53,7 @@ FLOORS = (
         "synthesis",
         "taps",
         "training",
+        "work",
     },
     {
         "storage",
@@ -70,6 +71,7 @@ FLOORS = (
     {"stages"},
     {
         "summary",
+        "scaling",
         "tables",
         "card",
         "report",

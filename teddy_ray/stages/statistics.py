@@ -27,7 +27,7 @@ from teddy_ray.engine import Machine, choose_kernels
 from teddy_ray.errors import InputError, StageError
 from teddy_ray.fingerprints import fingerprint
 from teddy_ray.moments import Moments
-from teddy_ray.plan import Plan
+from teddy_ray.plan import MERGE_TASKS, Plan
 from teddy_ray.recipe import Statistics as StatisticsPart
 from teddy_ray.stages.chunks import Chunk, ChunkWorker
 from teddy_ray.stages.dispatch import own_error
@@ -40,9 +40,6 @@ from teddy_ray.stored_moments import POOLED, merge_chunks, pool_classes, to_tens
 
 NO_PROGRESS_TIMEOUT_S = 6 * 3600
 """After so long without a chunk Ray Data gives up: more than any chunk takes, less than for ever."""
-
-MERGE_TASKS = 64
-"""At most. Each opens every chunk."""
 
 MAX_ATTEMPTS = 5
 """Rounds in a row without a chunk."""
