@@ -115,6 +115,18 @@ def test_what_never_comes_is_an_error_soon(
     assert cluster.asked[-1:] in ([], [[]])
 
 
+def test_stages_are_asked_for_one_after_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They never run at the same time: the sum of what they need is more than it takes."""
+    cluster = FakeCluster(brings_after_s=40, is_at_it=True)
+    cluster.put_in(monkeypatch)
+    opened = open_session(
+        tiny(tmp_path, statistics__gpus_per_worker=1, statistics__num_workers=2, labels__num_workers=9)
+    )
+    opened._read_resources()
+    opened._await_resources()
+    assert cluster.asked == [[{"CPU": 1, "GPU": 1.0}] * 2, []]
+
+
 def test_a_stage_asks_the_autoscaler_for_what_it_can_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = FakeCluster(brings_after_s=30, is_at_it=True)
     cluster.put_in(monkeypatch)

@@ -134,7 +134,7 @@ class Session:
 
     def _await_resources(self) -> None:
         started = at_it = time.monotonic()
-        asked = False
+        asked = None
         while problems := misfits(self.recipe, self.nodes):
             now = time.monotonic()
             left = started + self.recipe.cluster.wait_s - now
@@ -142,11 +142,11 @@ class Session:
                 if asked:
                     autoscaler.ask([])
                 raise InputError(problems)
-            if not asked:
-                parts = {problem.key.split(".")[0] for problem in problems}
-                needed = [getattr(self.recipe, part) for part in sorted(parts)]
-                autoscaler.ask([bundle for part in needed for bundle in bundles(part, fewest(part))])
-                asked = True
+            stage = problems[0].key.split(".")[0]
+            if stage != asked:  # one after another, for the stages never run at the same time
+                part = getattr(self.recipe, stage)
+                autoscaler.ask(bundles(part, fewest(part)))
+                asked = stage
             if autoscaler.is_at_it():
                 at_it = now
             self.progress.say(f"waiting up to {left:.0f} s for the autoscaler: {problems[0]}")
