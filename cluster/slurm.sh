@@ -18,6 +18,7 @@ PATH=$PWD/.venv/bin:$PATH
 unset RAY_AUTH_TOKEN
 export PYTHONUNBUFFERED=1
 export RAY_AUTH_MODE=token
+export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=0 # Ray is ended when nothing runs any more
 export RAY_AUTH_TOKEN_PATH=$HOME/.ray/teddy-ray-$SLURM_JOB_ID.token # on the home that all nodes share
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK                       # since Slurm 22.05 steps do not inherit it
 
