@@ -18,7 +18,6 @@ from typing import Any
 import ray
 from ray._private.utils import get_num_cpus  # knows the CPU quota of a container
 from ray.autoscaler.sdk import request_resources
-from ray.autoscaler.v2.utils import is_autoscaler_v2
 from ray.experimental.internal_kv import _internal_kv_get
 
 from teddy_ray.errors import InputError, Problem
@@ -110,8 +109,8 @@ class Session:
             left = deadline - time.monotonic()
             if left <= 0 or not _has_autoscaler():
                 raise InputError(problems)
-            # one stage after another: they share the nodes, of which all at once would ask for five times as many
-            bundles = _bundles(getattr(self.recipe, problems[0].key.split(".")[0]))
+            parts = {problem.key.split(".")[0] for problem in problems}
+            bundles = [bundle for part in sorted(parts) for bundle in _bundles(getattr(self.recipe, part))]
             request_resources(bundles=bundles)
             asked = True
             self.progress.say(f"waiting up to {left:.0f} s for the autoscaler: {problems[0]}")
@@ -198,11 +197,8 @@ def _knock(address: str) -> None:
 
 
 def _has_autoscaler() -> bool:
-    """Whether something may bring nodes. Ray has no public call for it. Its second autoscaler, which KubeRay and `ray
-    up` run, is a flag of the cluster. The first one has a status, which names the node types of a configured
-    autoscaler, and plain nodes each by an id of their own."""
-    if is_autoscaler_v2(fetch_from_server=True):
-        return True
+    """Whether something may bring nodes. Ray has no public call for it: the monitor's status names the node types
+    of a configured autoscaler, and plain nodes each by an id of their own."""
     status = _internal_kv_get(b"__autoscaling_status")
     if not status:
         return False
