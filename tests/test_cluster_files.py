@@ -249,7 +249,7 @@ def commands(text: str) -> list[str]:
 def filled_in(text: str) -> str:
     for name, value in {**FILLED_IN, "OPTIONS": trial_options()}.items():
         text = re.sub(rf"\${name}\b", value, text)
-    return text
+    return text.replace("$PWD/", "")
 
 
 def trial_options() -> str:
