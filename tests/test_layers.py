@@ -17,6 +17,7 @@ FLOORS = (
         "recipe_file",
         "contradictions",
         "errors",
+        "retries",
         "records",
         "fingerprints",
         "pool_plan",
@@ -55,6 +56,7 @@ FLOORS = (
         "training",
     },
     {
+        "stores",
         "storage",
         "checkpoints",
         "weights",
