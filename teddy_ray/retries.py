@@ -20,6 +20,8 @@ FIRST_WAIT_S = 0.2
 LONGEST_WAIT_S = 15.0
 JITTER = 0.5
 """Share of a wait that is left to chance: workers that failed together must not come back together."""
+LONGEST_REASON = 300
+"""Characters; a client of GCS says much."""
 
 FINAL_TYPES = (PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError)
 FINAL = re.compile(
@@ -67,7 +69,7 @@ def persist(action: Callable[[], T], doing: str, where: str) -> T:
         except FileNotFoundError:
             raise
         except OSError as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = next(iter(str(error).splitlines()), type(error).__name__)[:LONGEST_REASON]
             if isinstance(error, FINAL_TYPES) or FINAL.search(str(error)):
                 raise StoreError(where, f"{doing} is refused ({reason})") from None
             wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(1 - JITTER, 1)  # noqa: S311
