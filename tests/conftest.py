@@ -11,13 +11,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from object_store import ObjectStore
 
 from teddy_ray.flow import Prepared, distill, prepare
 from teddy_ray.models import Classifier, build
@@ -30,6 +29,9 @@ from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 from teddy_ray.summary import Summary
 from teddy_ray.training import State
+
+if TYPE_CHECKING:
+    from object_store import ObjectStore
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -115,6 +117,8 @@ def shared_ray() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def object_stores() -> Iterator[ObjectStore]:
     """One S3 for all tests, on loopback."""
+    from object_store import ObjectStore  # moto, which few tests need
+
     server = ObjectStore()
     yield server
     server.close()
