@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from conftest import open_session, tiny
 from object_store import ObjectStore
 from pictures import encoded
@@ -17,11 +18,14 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import teddy_ray
+from teddy_ray.errors import StoreError
 from teddy_ray.flow import distill, prepare
 from teddy_ray.progress import Progress
 from teddy_ray.published import check_set
 from teddy_ray.recipe import Recipe
+from teddy_ray.retries import patience
 from teddy_ray.stages import synthesis
+from teddy_ray.stages.executor import result_of
 from teddy_ray.storage import Storage
 from teddy_ray.summary import read_summary
 
@@ -95,3 +99,20 @@ def test_the_digits_run_finishes_where_one_request_in_fifty_fails(object_store: 
         units = [storage.open("unit", unit.fingerprint) for storage in (session.storage, Storage(f"{bucket}/work"))]
         digests = [{name: file["sha256"] for name, file in one.manifest["files"].items()} for one in units]
         assert digests[0] == digests[1]
+
+
+@pytest.mark.usefixtures("shared_ray")
+def test_a_store_that_fails_a_worker_is_named_without_the_remote_traceback(object_store: ObjectStore) -> None:
+    bucket = object_store.make_bucket("failing-run")
+    storage = Storage(bucket)
+    object_store.gate.fault = lambda number, method, path: "403"
+
+    def work() -> bytes:
+        with patience(0):
+            return storage.read("artifacts/x")
+
+    with pytest.raises(StoreError) as caught:
+        result_of(ray.remote(num_cpus=0)(work).remote(), "labels", "shard 0")
+    told = f"object store: {bucket}/artifacts/x: reading it is refused (When reading information for key 'artifacts/x'"
+    assert str(caught.value).startswith(told)
+    assert len(str(caught.value).splitlines()) == 1
