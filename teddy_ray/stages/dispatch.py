@@ -76,7 +76,9 @@ def own_error(error: BaseException, stage: str, item: str) -> InputError | Stage
     """What went wrong in a worker, told from how Ray wraps it."""
     cause: BaseException | None = error
     while cause is not None:
-        wrapped = getattr(cause, "cause", None)  # Ray's error is of the type that it wraps, with a traceback as its text
+        wrapped = getattr(
+            cause, "cause", None
+        )  # Ray's error has the type of what it wraps, and a traceback as its text
         if wrapped is None and isinstance(cause, InputError | StageError):
             return cause
         cause = wrapped or cause.__cause__
