@@ -398,7 +398,7 @@ def test_an_image_whose_store_fails_for_good_ends_the_work_as_a_failure(bucket, 
         train.read(np.arange(1))
 
 
-def test_a_set_is_checked_loaded_and_exported(bucket, tmp_path, capsys):
+def test_a_set_is_checked_loaded_and_exported(bucket, gate, tmp_path, capsys):
     folder = publish(tmp_path / "set", card="")
     upload(Storage(f"{bucket}/run/distilled"), folder)
     for path in (f"{bucket}/run", f"{bucket}/run/distilled"):
@@ -411,7 +411,11 @@ def test_a_set_is_checked_loaded_and_exported(bucket, tmp_path, capsys):
     ours, theirs = teddy_ray.load(f"{bucket}/run"), teddy_ray.load(str(folder))
     assert torch.equal(ours[0][0], theirs[0][0])
     assert export(f"{bucket}/run", "imagefolder", f"{bucket}/images").startswith(f"{bucket}/images: 6 images")
+    written = []
+    gate.fault = lambda number, method, path: written.append(path) if method == "PUT" else None
     export(f"{bucket}/run", "parquet", f"{bucket}/copy")
+    assert len(set(written)) == 4
+    assert written[-1].endswith("/copy/teddy.json")
     assert check_set(f"{bucket}/copy") == check_set(str(folder))
     with pytest.raises(InputError, match="a folder that is empty or not there"):
         export(f"{bucket}/run", "parquet", f"{bucket}/copy")
