@@ -43,12 +43,12 @@ def recipe(place: str) -> Recipe:
         statistics__num_workers=1,
         synthesis__images_per_class=2,
         synthesis__steps=20,
-        synthesis__num_workers=2,
+        synthesis__num_workers=1,
         synthesis__checkpoint_s=0,
         labels__num_workers=1,
         evaluation__seeds=[0],
         evaluation__epochs=2,
-        evaluation__controls=["random_soft"],
+        evaluation__controls=[],
         evaluation__num_workers=1,
     )
 
