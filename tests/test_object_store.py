@@ -434,8 +434,6 @@ def test_the_command_says_what_failed(bucket, gate, tmp_path, capsys):
     gate.fault = lambda number, method, path: "403" if method == "GET" and "train-" in path else None
     assert main(["check", f"{bucket}/run"]) == 1
     error = capsys.readouterr().err
-    assert (
-        f"teddy-ray: failed: object store: {bucket}/run/distilled/data/train-00000-of-00002.parquet: reading it is refused"
-        in error
-    )
+    path = f"{bucket}/run/distilled/data/train-00000-of-00002.parquet"
+    assert f"teddy-ray: failed: object store: {path}: reading it is refused" in error
     assert "Traceback" not in error
