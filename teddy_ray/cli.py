@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shlex
 import signal
@@ -37,10 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except StageError as error:
         print(f"teddy-ray: failed: {error}", file=sys.stderr)
-        print(f"What is finished is kept; this resumes: teddy-ray {shlex.join(argv)}", file=sys.stderr)
+        if arguments.resumes:
+            print(f"What is finished is kept; this resumes: teddy-ray {shlex.join(argv)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nInterrupted. What is finished is kept; this resumes: teddy-ray {shlex.join(argv)}", file=sys.stderr)
+        kept = f" What is finished is kept; this resumes: teddy-ray {shlex.join(argv)}" if arguments.resumes else ""
+        print(f"\nInterrupted.{kept}", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -55,6 +58,7 @@ def _interrupt(signal_number: int, frame: FrameType | None) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="teddy-ray", description=teddy_ray.__doc__)
     parser.add_argument("--version", action="version", version=teddy_ray.__version__)
+    parser.set_defaults(resumes=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     options = argparse.ArgumentParser(add_help=False)
@@ -67,12 +71,22 @@ def _parser() -> argparse.ArgumentParser:
     recipe_options.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as pipelines/recipes/digits.yaml")
 
     distill = commands.add_parser("distill", parents=[recipe_options], help="distil a data set and evaluate it")
-    distill.set_defaults(run=_distill)
-    plan = commands.add_parser("plan", parents=[recipe_options], help="show what distill would do")
+    distill.set_defaults(run=_distill, resumes=True)
+    plan = commands.add_parser(
+        "plan", parents=[recipe_options], help="show what distill would do, and how long it takes"
+    )
+    plan.add_argument(
+        "--workers", type=_counts, metavar="N,N,...", help="numbers of workers to predict times for, such as 1,8,64"
+    )
+    rates = plan.add_mutually_exclusive_group()
+    rates.add_argument("--rates", metavar="NAME", help="the run in the storage that was measured; else that of RECIPE")
+    rates.add_argument(
+        "--teraflops", type=_positive, metavar="N", help="suppose so many per second of a GPU, or of a CPU thread"
+    )
     plan.set_defaults(run=_plan)
     compare = commands.add_parser("compare", parents=[options], help="methods side by side, beside the paper's figures")
     compare.add_argument("file", metavar="COMPARISON", help="such as pipelines/comparisons/digits.yaml")
-    compare.set_defaults(run=_compare)
+    compare.set_defaults(run=_compare, resumes=True)
     export = commands.add_parser("export", help="write a distilled data set in the form that other loaders want")
     export.add_argument("path", metavar="RUN", help="a path or URI such as runs/digits or runs/digits/distilled")
     export.add_argument(
@@ -84,6 +98,20 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("path", metavar="PATH", help="a path or URI such as runs/digits/distilled")
     check.set_defaults(run=_check)
     return parser
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    counts = tuple(int(number) for number in text.split(","))
+    if min(counts) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: each should be 1 or more")
+    return counts
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} should be more than 0")
+    return number
 
 
 def _load(arguments: argparse.Namespace) -> Recipe:
@@ -100,7 +128,7 @@ def _distill(arguments: argparse.Namespace) -> None:
     from teddy_ray.storage import Storage
     from teddy_ray.tables import results_table
 
-    print(results_table(distill(recipe, Progress()), Storage(recipe.storage)))
+    print(results_table(distill(recipe, Progress(form=recipe.logs.form)), Storage(recipe.storage)))
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -110,7 +138,8 @@ def _plan(arguments: argparse.Namespace) -> None:
     from teddy_ray.tables import plan_table
 
     prepared = prepare(recipe, Progress().say)
-    print(plan_table(prepared.plan, prepared.storage))
+    plan, storage = prepared.plan, prepared.storage
+    print(plan_table(plan, storage, workers=arguments.workers, run=arguments.rates, teraflops=arguments.teraflops))
 
 
 def _compare(arguments: argparse.Namespace) -> None:

@@ -9,15 +9,14 @@ from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from teddy_ray.device import fast_bf16
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.kernels.build import can_build
 from teddy_ray.kernels.build import compiler as find_compiler
 from teddy_ray.matching import member_loss
-from teddy_ray.models import outline
 from teddy_ray.recipe import Recipe
+from teddy_ray.work import SYNTHESIS_STEP, forward_flops
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -123,19 +122,9 @@ def check_machine(device: torch.device, expected: Machine, address: str | None) 
 
 def mean_step_flops(recipe: Recipe, num_classes: int) -> float:
     """Floating-point operations of a step per image, forward and back to the image, mean over architectures."""
-    names = recipe.pool.architectures
-    return sum(_step_flops(name, num_classes, recipe.data.channels, recipe.data.image_size) for name in names) / len(
-        names
-    )
-
-
-@functools.cache
-def _step_flops(architecture: str, num_classes: int, channels: int, image_size: int) -> float:
-    model = outline(architecture, num_classes=num_classes, channels=channels, image_size=image_size).eval()
-    image = torch.zeros(1, channels, image_size, image_size, device=model.mean.device)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    return 2.0 * float(counter.get_total_flops())  # back to the image costs what forward does
+    names, data = recipe.pool.architectures, recipe.data
+    passes = (forward_flops(name, num_classes, data.channels, data.image_size) for name in names)
+    return SYNTHESIS_STEP * sum(passes) / len(names)
 
 
 @functools.cache

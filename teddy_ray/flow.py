@@ -85,9 +85,11 @@ def distill(recipe: Recipe, progress: Progress, source: Source | None = None) ->
                 if stage in missing:
                     _run(session, stage, "run")
                     seconds = storage.open(stage, fingerprint).manifest["seconds"]
-                    progress.say(f"{stage:<10} done in {seconds:.1f} s")
+                    progress.say(f"{stage:<10} done in {seconds:.1f} s", stage=stage, seconds=seconds)
                 else:
-                    progress.say(f"{stage:<10} reused ({fingerprint[:8]})")
+                    progress.say(f"{stage:<10} reused ({fingerprint[:8]})", stage=stage)
+                if recipe.logs.tensorboard:
+                    _write_events(plan, storage, stage)
         summary = summarise(plan, storage, reused=[stage for stage in plan.stages() if stage not in missing])
         publish_run(plan, prepared.source, storage, summary, progress)
     finally:
@@ -104,6 +106,12 @@ def _run(session: Session, stage: str, function: str) -> None:
         raise StageError(stage, "Ray", str(error)) from error
 
 
+def _write_events(plan: Plan, storage: Storage, stage: str) -> None:
+    from teddy_ray.tensorboard import write_events  # a second of imports, for those who ask for it
+
+    write_events(plan, storage, stage)
+
+
 def _facts(source: Source) -> DataFacts:
     counts = np.bincount(source.train.labels, minlength=len(source.classes))
     return DataFacts(
@@ -114,6 +122,7 @@ def _facts(source: Source) -> DataFacts:
         validation=source.validation.identity,
         test=source.test.identity,
         num_skipped=len(source.skipped),
+        num_validation=len(source.validation),
     )
 
 

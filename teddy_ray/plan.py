@@ -33,6 +33,9 @@ nobody decoded ahead."""
 CLASSES_PER_FILE = 10
 """Classes whose moments lie in one file, of all members."""
 
+MERGE_TASKS = 64
+"""At most so many merge the moments of chunks. Each opens every chunk."""
+
 STAGES = ("pool", "statistics", "synthesis", "labels", "evaluation")
 
 
@@ -230,8 +233,8 @@ class Plan:
         """Stage -> fingerprint, in the order of the pipeline."""
         return {stage: getattr(self, stage) for stage in STAGES}
 
-    def work(self) -> dict[str, tuple[int, str]]:
-        """Stage -> (amount, of what), all of it, reused or not."""
+    def work(self) -> dict[str, str]:
+        """Stage -> what it does, in words: all of it, reused or not."""
         recipe = self.recipe
         num_train, num_members = sum(self.data.counts), len(self.members)
         num_epochs = sum(training.epochs for training in (*self.pool_plan.bases, *self.pool_plan.finetunings))
@@ -239,14 +242,19 @@ class Plan:
         rates = recipe.evaluation.learning_rate
         num_rates = len(rates) if isinstance(rates, tuple) else 1
         seen = sum((self.num_images if run.images else num_train) * run.epochs for run in self.students)
-        num_labelled = self.num_images * recipe.labels.views if recipe.labels.mode != "none" else 0
         image_steps = self.num_images * recipe.synthesis.steps * recipe.synthesis.models_per_step
+        views = recipe.labels.views if recipe.labels.mode != "none" else 0
+        each_view = self.num_images * len(self.label_members)
+        views_of_controls = sum(min(views, 1) if labelled.plain else views for labelled in self.labelled_controls)
+        students = f"{seen * num_rates:,} images x epochs x students"
+        if views_of_controls:
+            students += f"; labels of controls: {each_view * views_of_controls:,} images x views x members"
         return {
-            "pool": (num_train * num_epochs, "images x epochs x trainings"),
-            "statistics": (num_measured * num_members, "images x members"),
-            "synthesis": (image_steps, "images x steps x models per step"),
-            "labels": (num_labelled * len(self.label_members), "images x views x members"),
-            "evaluation": (seen * num_rates, "images x epochs x students"),
+            "pool": f"{num_train * num_epochs:,} images x epochs x trainings",
+            "statistics": f"{num_measured * num_members:,} images x members",
+            "synthesis": f"{image_steps:,} images x steps x models per step",
+            "labels": f"{each_view * views:,} images x views x members",
+            "evaluation": students,
         }
 
     @property

@@ -13,8 +13,8 @@ from teddy_ray.recipe import Recipe, result_fields
 
 @dataclass(frozen=True)
 class DataFacts:
-    """What planning needs of the data. Identities are hashes of content; counts are training images per class;
-    num_skipped images could not be decoded and are left out."""
+    """What planning needs of the data. Identities are hashes of content; counts are training images per class, without
+    the validation part; num_skipped images could not be decoded and are left out."""
 
     classes: tuple[str, ...]
     counts: tuple[int, ...]
@@ -23,6 +23,7 @@ class DataFacts:
     validation: str
     test: str
     num_skipped: int = 0
+    num_validation: int = 0
 
 
 @dataclass(frozen=True)

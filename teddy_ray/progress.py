@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, Literal, TextIO
 
 from tqdm import tqdm
 
@@ -17,12 +19,13 @@ INTERVAL_S = 10.0
 class Bar:
     """Progress of one stage, as a number of items done out of a total."""
 
-    def __init__(self, stage: str, total: int, what: str, stream: TextIO) -> None:
-        self._stage, self._total, self._what, self._stream = stage, total, what, stream
+    def __init__(self, stage: str, total: int, what: str, stream: TextIO | None, say: Callable[..., None]) -> None:
+        """stream: of a terminal, on which the bar is drawn; without one, `say` takes a line per interval."""
+        self._stage, self._total, self._what, self._tell = stage, total, what, say
         self._started = self._spoke = time.monotonic()
         self._work_began: tuple[float, float] | None = None  # when, and how much was done by then
         self._bar = None
-        if stream.isatty():
+        if stream is not None:
             layout = "{desc} |{bar}| {n:.1f}/{total} " + what + ", {elapsed}{postfix}"
             self._bar = tqdm(total=total, desc=f"{stage:<10}", bar_format=layout, file=stream, leave=False)
         else:
@@ -49,7 +52,7 @@ class Bar:
         start = f"{self._stage:<10} {done:.1f}/{self._total} {self._what}"
         elapsed = duration(self._spoke - self._started)
         line = ", ".join(filter(None, [start, elapsed, self._time_left(done), note]))
-        print(line, file=self._stream, flush=True)
+        self._tell(line, stage=self._stage, done=round(done, 3), total=self._total, note=note)
 
     def _time_left(self, done: float) -> str:
         """At the pace since the first work was done: before that, workers started."""
@@ -71,18 +74,27 @@ def duration(seconds: float) -> str:
 
 
 class Progress:
-    """What a command tells its user while it works; everything goes to standard error."""
+    """What a command tells its user while it works; everything goes to standard error.
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    form: text for people, json for what collects logs: an object per line.
+    """
+
+    def __init__(self, stream: TextIO | None = None, form: Literal["text", "json"] = "text") -> None:
+        self._form = form
         # a descriptor of its own, so that a bar is drawn even while standard error is being filtered
         self._stream = stream or os.fdopen(os.dup(sys.stderr.fileno()), "w")
 
-    def say(self, text: str) -> None:
+    def say(self, text: str, **facts: Any) -> None:
+        """facts: what a line in JSON holds besides the text and the time."""
+        if self._form == "json":
+            now = datetime.now(UTC).isoformat(timespec="milliseconds")
+            text = json.dumps({"time": now, "message": text, **facts}, ensure_ascii=False)
         print(text, file=self._stream, flush=True)
 
     @contextlib.contextmanager
     def stage(self, stage: str, total: int, what: str) -> Iterator[Bar]:
-        bar = Bar(stage, total, what, self._stream)
+        terminal = self._stream if self._form == "text" and self._stream.isatty() else None
+        bar = Bar(stage, total, what, terminal, self.say)
         try:
             yield bar
         finally:

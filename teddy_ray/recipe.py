@@ -385,6 +385,17 @@ class Cluster(Part):
     """Seconds to wait for an autoscaler to bring resources; without one nothing is waited for."""
 
 
+class Logs(Part):
+    """What a run tells of itself beside its results."""
+
+    form: Execution[Literal["text", "json"]] = "text"
+    """text: progress for people. json: one object per line, the workers' own log files under Ray's included, with
+    stage, item (a unit, say) and node."""
+    tensorboard: Execution[bool] = False
+    """Write the curves of each finished stage to runs/<name>/tensorboard/, one run of TensorBoard's per training, unit
+    and student."""
+
+
 class Recipe(Part):
     """A whole distillation."""
 
@@ -401,6 +412,7 @@ class Recipe(Part):
     labels: Result[Labels] = Labels()
     evaluation: Result[Evaluation] = Evaluation()
     cluster: Execution[Cluster] = Cluster()
+    logs: Execution[Logs] = Logs()
 
 
 def result_fields(part: Part) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from teddy_ray.plan import Plan
 from teddy_ray.records import Row, Score, tabulate
 from teddy_ray.scores import scores
 from teddy_ray.storage import Storage
+from teddy_ray.work import flops_of_stages
 
 RECIPE, SUMMARY, REPORT = "recipe.yaml", "summary.json", "report.html"
 """What runs/<name>/ holds."""
@@ -20,7 +21,7 @@ RECIPE, SUMMARY, REPORT = "recipe.yaml", "summary.json", "report.html"
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """What summary.json holds. Accuracies are fractions; seconds are wall time of the session that did the work,
-    worker_seconds the sum over its workers; rates are work per worker and second, as `Plan.work` counts it.
+    worker_seconds the sum over its workers; flops are the operations of that work, as `work.flops_of_stages` counts.
 
     bytes: images as PNG and as raw pixels, labels before compression, stored: the Parquet files, members: the weights
     that are published where no labels are. labels: their form; mass_kept is the share of them that is stored.
@@ -40,7 +41,7 @@ class Summary:
     bytes: Mapping[str, int]
     labels: Mapping[str, Any]
     synthesis: Mapping[str, float]
-    rates: Mapping[str, float]
+    flops: Mapping[str, float]
     generation: Mapping[str, str]
     pool: Sequence[Mapping[str, Any]]
     versions: Mapping[str, str]
@@ -92,11 +93,7 @@ def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary
             "mass_kept": manifests["labels"]["mass_kept"],
         },
         synthesis={"images_steps_per_s": synthesis["images_steps_per_s"], "units": plan.num_units},
-        rates={
-            stage: amount / manifests[stage]["worker_seconds"]
-            for stage, (amount, _) in plan.work().items()
-            if manifests[stage]["worker_seconds"] > 0
-        },
+        flops=flops_of_stages(plan),
         generation={"chosen": plan.pool_plan.generation, "reason": plan.pool_plan.generation_reason},
         pool=manifests["pool"]["members"],
         versions=synthesis["versions"],

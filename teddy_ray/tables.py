@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from teddy_ray.dataset import DISTILLED
 from teddy_ray.judgement import controls_of, judge
 from teddy_ray.plan import Plan
 from teddy_ray.pool_plan import Member
+from teddy_ray.progress import duration
 from teddy_ray.records import Row
 from teddy_ray.rows import ROWS
+from teddy_ray.scaling import (
+    REST,
+    Prediction,
+    Rates,
+    assumptions,
+    left,
+    predict,
+    published,
+    rates_for,
+    worker_counts,
+)
 from teddy_ray.storage import Storage
-from teddy_ray.summary import REPORT, Summary, read_summary
+from teddy_ray.summary import REPORT, Summary
+from teddy_ray.work import Phase
 
 TOO_MANY_TO_KEEP = (
     "pool: {:,} bytes of training images are more than pool.keep_bytes and are decoded anew in each epoch; "
     "from Parquet that reads a row group for each image: raise it, or use class folders"
 )
+
+NOTHING_LEFT = "Nothing is left to compute."
 
 
 def title(row: str) -> str:
@@ -109,34 +124,32 @@ def results_table(summary: Summary, storage: Storage) -> str:
     )
 
 
-def plan_table(plan: Plan, storage: Storage) -> str:
-    """What distill would do, with times from the rates of the last run of that name."""
-    last = read_summary(storage, plan.recipe.name)
-    rows = []
-    for stage, fingerprint in plan.stages().items():
-        amount, what = plan.work()[stage]
-        rate = last["rates"].get(stage) if last else None
-        estimate = f"{amount / rate:.0f} worker seconds" if rate else "uncalibrated"
-        there = storage.has(stage, fingerprint)
-        rows.append(
-            (
-                stage,
-                fingerprint[:8],
-                "reused" if there else "to compute",
-                f"{amount:,} {what}",
-                "" if there else estimate,
-            )
-        )
-    recipe, data = plan.recipe, plan.data
+def plan_table(
+    plan: Plan,
+    storage: Storage,
+    *,
+    workers: Sequence[int] | None = None,
+    run: str | None = None,
+    teraflops: float | None = None,
+) -> str:
+    """What distill would do, and how long it takes on so many workers. run, teraflops: as `rates_for` takes them."""
+    rates, there = rates_for(plan, storage, run=run, teraflops=teraflops), published(plan, storage)
+    work = left(plan, there)
+    rows = [
+        (stage, fingerprint[:8], _state(stage, fingerprint, there, work), plan.work()[stage])
+        for stage, fingerprint in plan.stages().items()
+    ]
+    recipe, data, models = plan.recipe, plan.data, plan.pool_plan
     num_train = sum(data.counts)
     train_bytes = num_train * recipe.data.channels * recipe.data.image_size**2
     kept = train_bytes if train_bytes <= recipe.pool.keep_bytes else 0
     return "\n".join(
         [
-            f"{recipe.name}: {len(data.classes)} classes, {num_train:,} training and {data.num_test:,} test images",
-            f"pool: {plan.pool_plan.generation} ({plan.pool_plan.generation_reason}); {len(plan.members)} members "
-            f"of {len(plan.pool_plan.bases)} base(s) and {len(plan.pool_plan.finetunings)} fine-tuning(s)",
-            f"synthesis: {plan.num_images:,} images in {plan.num_units:,} units of at most "
+            f"{recipe.name}: {_num(len(data.classes), 'class', 'classes')}; {num_train:,} training, "
+            f"{data.num_validation:,} validation and {data.num_test:,} test images",
+            f"pool: {models.generation} ({models.generation_reason}); {_num(len(plan.members), 'member')} "
+            f"of {_num(len(models.bases), 'base')} and {_num(len(models.finetunings), 'fine-tuning')}",
+            f"synthesis: {_num(plan.num_images, 'image')} in {_num(plan.num_units, 'unit')} of at most "
             f"{recipe.synthesis.classes_per_unit} classes x {recipe.synthesis.slots_per_unit} slots",
             f"labels: {_labels(plan)}",
             f"memory per worker: {model_bytes(plan, plan.members):,} bytes of weights (all members, unpruned), "
@@ -144,9 +157,45 @@ def plan_table(plan: Plan, storage: Storage) -> str:
             *([] if kept else [TOO_MANY_TO_KEEP.format(train_bytes)]),
             f"students: {len(plan.students)}",
             "",
-            _align([("stage", "fingerprint", "", "work", "time"), *rows]),
+            _align([("stage", "fingerprint", "", "work"), *rows]),
+            "",
+            _scaling(plan, rates, work, workers or worker_counts(plan, work))
+            if work
+            else "Nothing is left to compute.",
         ]
     )
+
+
+def _state(stage: str, fingerprint: str, there: Collection[str], work: Sequence[Phase]) -> str:
+    if fingerprint in there:
+        return "reused"
+    return "to compute" if any(phase.stage == stage for phase in work) else "to publish"
+
+
+def _scaling(plan: Plan, rates: Rates, work: Sequence[Phase], workers: Sequence[int]) -> str:
+    """Predicted times by number of workers, and what they rest on."""
+    found = [predict(plan, rates, number, work) for number in workers]
+
+    def row(name: str, cell: Callable[[Prediction], str]) -> tuple[str, ...]:
+        return (name, *("-" if one is None else cell(one) for one in found))
+
+    stages = [*dict.fromkeys(phase.stage for phase in work), REST]
+    table = [
+        ("predicted time", *(_num(number, "worker") for number in workers)),
+        *(row(stage, lambda one, stage=stage: duration(one.wall_s[stage])) for stage in stages),  # type: ignore[misc]
+        row("total", lambda one: duration(one.total_s)),
+        row("worker hours held", lambda one: f"{one.hours_held:,.2f}"),
+        row("worker hours at work", lambda one: f"{one.hours_at_work:,.2f}"),
+    ]
+    notes = list(assumptions(plan, rates, work))
+    if None in found:
+        notes.append(f"-: a training takes {plan.recipe.pool.workers_per_base} workers (pool.workers_per_base)")
+    return "\n".join([_align(table), "", *(f"- {note}" for note in notes)])
+
+
+def _num(number: int, one: str, many: str | None = None) -> str:
+    """`1 unit`, `2 units`."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def _labels(plan: Plan) -> str:
@@ -158,7 +207,7 @@ def _labels(plan: Plan) -> str:
     form = {"fp16": "every class in 16 bits", "top_k": f"the largest {labels.top_k} classes"}[labels.mode]
     views = f"the mean over {labels.views} views" if labels.averaged else f"{labels.views} views"
     controls = len(plan.labelled_controls)
-    more = f"; as much for each of {controls} controls" if controls else ""
+    more = f"; as much for each of {_num(controls, 'labelled set')} of controls" if controls else ""
     return f"{plan.label_bytes:,} bytes before compression: {views} by {members}, {form}{more}"
 
 

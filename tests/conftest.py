@@ -205,6 +205,20 @@ def processes(title: str) -> list[int]:
     return found
 
 
+def marked_processes(mark: str) -> list[int]:
+    """Ids of the processes that inherited an environment with this mark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                environment = (entry / "environ").read_bytes()
+            except OSError:
+                continue
+            if mark.encode() in environment:
+                found.append(int(entry.name))
+    return found
+
+
 @pytest.fixture
 def killer() -> Iterator[Callable[[str, int], list[int]]]:
     """Starts a thread that kills the first `times` processes of a title, one after another; gives their ids."""

@@ -92,7 +92,7 @@ def bare(plan: Plan, **labels: Any) -> Summary:
             **labels,
         },
         synthesis={"images_steps_per_s": 100.0, "units": plan.num_units},
-        rates={},
+        flops={},
         generation={"chosen": plan.pool_plan.generation, "reason": plan.pool_plan.generation_reason},
         pool=[
             {

@@ -9,7 +9,7 @@ import tracemalloc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from teddy_ray.stages.dispatch import Dispatcher, Done, Lost, Outcome
+from teddy_ray.stages.dispatch import Dispatcher, Done, Lost, Outcome, Up
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,7 @@ class SimulatedCluster:
     _groups: set[int] = field(init=False, default_factory=set)
     _ends: list[tuple[float, int, bool]] = field(init=False, default_factory=list)
     _speeds: dict[int, float] = field(init=False, default_factory=dict)
+    _starting: list[int] = field(init=False, default_factory=list)
     _rng: random.Random = field(init=False, default_factory=lambda: random.Random("cluster"))
 
     def __post_init__(self) -> None:
@@ -74,6 +75,7 @@ class SimulatedCluster:
     def start(self) -> int:
         self.num_started += 1
         self._speeds[self.num_started] = self._rng.uniform(1, 4)
+        self._starting.append(self.num_started)
         return self.num_started
 
     def submit(self, worker: int, item: Block) -> None:
@@ -94,6 +96,10 @@ class SimulatedCluster:
         heapq.heappush(self._ends, (self.now + seconds, worker, lost))
 
     def wait(self, timeout_s: float) -> Iterator[tuple[int, Outcome]]:
+        if self._starting:
+            yield from [(worker, Up()) for worker in self._starting]
+            self._starting.clear()
+            return
         end = self._ends[0][0]
         self._advance(min(end, self.now + timeout_s))
         if end > self.now:
@@ -113,6 +119,8 @@ class SimulatedCluster:
     def stop(self, worker: int) -> None:
         assert worker not in self._running
         del self._speeds[worker]
+        if worker in self._starting:
+            self._starting.remove(worker)
 
     def clock(self) -> float:
         return self.now
@@ -143,7 +151,7 @@ def simulate(num_groups: int, num_slots: int, num_workers: int, *, traced: bool 
     """Dispatch every block. traced: measure the memory too, at eight times the wall time."""
     cluster = SimulatedCluster(num_workers, num_groups, num_slots)
     dispatcher = Dispatcher[Block](
-        "simulation", cluster, num_workers, exclusive=lambda block: block.group, clock=cluster.clock
+        "simulation", cluster, lambda: num_workers, exclusive=lambda block: block.group, clock=cluster.clock
     )
     if traced:
         tracemalloc.start()

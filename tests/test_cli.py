@@ -191,12 +191,20 @@ def test_plan_before_and_after_a_run(finished: Run, tmp_path: Path, capfd: pytes
     recipe.write_text(dump_recipe(tiny(tmp_path / "empty")))
     assert main(["plan", str(recipe)]) == 0
     fresh = capfd.readouterr().out
-    assert fresh.count("uncalibrated") == 5
+    assert fresh.count("ASSUMED (uncalibrated: no run named tiny is in this storage). To measure: run the") == 1
     assert "40 images in 10 units" in fresh
     assert main(["plan", str(recipe), "--storage", str(finished.folder), "--set", "synthesis.steps=61"]) == 0
     measured = capfd.readouterr().out
     assert measured.count("reused") == 2
-    assert measured.count("worker seconds") == 3
+    assert "rates: measured by the run tiny (" in measured
+    assert "uncalibrated" not in measured
+    flags = ["--set", "synthesis.steps=61", "--workers", "1,3", "--teraflops", "0.5"]
+    assert main(["plan", str(recipe), "--storage", str(finished.folder), *flags]) == 0
+    told = capfd.readouterr().out
+    assert "1 worker  3 workers" in told
+    assert "0.5 TFLOP/s per CPU thread" in told
+    assert main(["plan", str(recipe), "--rates", "nobody"]) == 2
+    assert "--rates: found 'nobody'; should be the name of a finished run" in capfd.readouterr().err
 
 
 def test_check_says_what_is_there(finished: Run, capfd: pytest.CaptureFixture[str]) -> None:

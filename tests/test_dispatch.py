@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
 
@@ -14,7 +14,18 @@ from simulation import simulate
 
 from teddy_ray.errors import InputError, Problem, StageError
 from teddy_ray.stages import executor as executors
-from teddy_ray.stages.dispatch import IDLE_S, LOOK_AHEAD, MAX_ATTEMPTS, POLL_S, Dispatcher, Done, Failed, Lost, Outcome
+from teddy_ray.stages.dispatch import (
+    IDLE_S,
+    LOOK_AHEAD,
+    MAX_ATTEMPTS,
+    POLL_S,
+    Dispatcher,
+    Done,
+    Failed,
+    Lost,
+    Outcome,
+    Up,
+)
 from teddy_ray.stages.executor import outcome_of
 
 
@@ -26,25 +37,33 @@ class Word:
 
 
 class Script:
-    """Workers that end their items in the order in which they got them, each as the script says, else well."""
+    """Workers that end their items in the order in which they got them, each as the script says, else well.
 
-    def __init__(self, **script: list[Outcome]) -> None:
+    starts: what comes of workers as they start, in their order; without more of it they are up at once. None: never.
+    """
+
+    def __init__(self, starts: Sequence[Outcome | None] = (), **script: list[Outcome]) -> None:
         self.script, self.now, self.log = script, 0.0, list[str]()
-        self.alive, self.running = set[int](), dict[int, Word]()
-        self._numbers = count(1)
+        self.alive, self.running, self.starting = set[int](), dict[int, Word](), dict[int, Outcome]()
+        self._numbers, self._starts = count(1), list(starts)
 
     def start(self) -> int:
         worker = next(self._numbers)
         self.alive.add(worker)
+        if (outcome := self._starts.pop(0) if self._starts else Up()) is not None:
+            self.starting[worker] = outcome
         self.log.append(f"start {worker}")
         return worker
 
     def submit(self, worker: int, item: Word) -> None:
-        assert worker in self.alive - self.running.keys()
+        assert worker in self.alive - self.running.keys() - self.starting.keys()
         self.running[worker] = item
         self.log.append(f"{worker}: {item.name}")
 
     def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
+        if self.starting:
+            starting, self.starting = self.starting, {}
+            return list(starting.items())
         self.now += timeout_s
         worker = next(iter(self.running))
         name = self.running.pop(worker).name
@@ -54,6 +73,7 @@ class Script:
     def stop(self, worker: int) -> None:
         self.alive.remove(worker)
         self.running.pop(worker, None)
+        self.starting.pop(worker, None)
         self.log.append(f"stop {worker}")
 
 
@@ -61,11 +81,11 @@ def words(text: str) -> list[Word]:
     return [Word(name) for name in text.split()]
 
 
-def dispatcher(script: Script, num_workers: int) -> Dispatcher[Word]:
+def dispatcher(script: Script, num_workers: int | Callable[[], int]) -> Dispatcher[Word]:
     return Dispatcher(
         "spelling",
         script,
-        num_workers,
+        num_workers if callable(num_workers) else lambda: num_workers,
         exclusive=lambda word: word.name[0],
         memory_remedy="use shorter words",
         clock=lambda: script.now,
@@ -84,7 +104,7 @@ def test_a_hundred_thousand_units_on_512_unequal_workers() -> None:
         assert sum(cluster.submitted) == num_units + cluster.num_lost
         assert max(cluster.submitted) <= MAX_ATTEMPTS
         assert cluster.idle_s == cluster.blocked_s, "an item that could be handed out never waited for it"
-    assert large.idle_frac < 0.005
+    assert large.idle_frac < 0.01
     assert large.peak_bytes < 1.5 * small.peak_bytes < 3e6
 
 
@@ -92,7 +112,7 @@ def test_items_finish_on_no_more_workers_than_asked_for() -> None:
     script = Script()
     results = list(dispatcher(script, 2).run(words("a b c d e")))
     assert [(word.name, result) for word, result in results] == [(name, name.upper()) for name in "abcde"]
-    assert script.log[:4] == ["start 1", "1: a", "start 2", "2: b"]
+    assert script.log[:4] == ["start 1", "start 2", "1: a", "2: b"]
     assert sum(line.startswith("start") for line in script.log) == 2
     assert not script.alive
 
@@ -100,7 +120,7 @@ def test_items_finish_on_no_more_workers_than_asked_for() -> None:
 def test_no_more_workers_start_than_there_are_items() -> None:
     script = Script()
     list(dispatcher(script, 8).run(words("a b")))
-    assert script.log[:4] == ["start 1", "1: a", "start 2", "2: b"]
+    assert script.log[:4] == ["start 1", "start 2", "1: a", "2: b"]
     assert "start 3" not in script.log
     assert list(dispatcher(Script(), 8).run([])) == []
 
@@ -146,7 +166,6 @@ def test_an_item_lost_too_often_ends_the_run() -> None:
         (Failed(OSError("disk full")), "spelling: b: disk full"),
         (Failed(StageError("spelling", "b, step 3", "not finite")), "spelling: b, step 3: not finite"),
         (Lost("4 GB used", why="memory"), "spelling: b: out of memory; use shorter words (4 GB used)"),
-        (Lost("no GPU", why="setup"), "spelling: b: its worker could not be set up: no GPU"),
     ],
 )
 def test_what_another_attempt_would_not_help_ends_the_run_at_once(outcome: Outcome, message: str) -> None:
@@ -157,6 +176,61 @@ def test_what_another_attempt_would_not_help_ends_the_run_at_once(outcome: Outco
     assert sum(line.endswith(": b") for line in script.log) == 1
     assert "1: d" not in script.log
     assert not script.alive
+
+
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [
+        (Lost("no GPU", why="setup"), "spelling: a worker: could not be set up: no GPU"),
+        (Failed(StageError("spelling", "its members", "gone")), "spelling: its members: gone"),
+    ],
+)
+def test_a_worker_that_cannot_be_set_up_ends_the_run_at_once(outcome: Outcome, message: str) -> None:
+    script = Script(starts=[Up(), outcome])
+    with pytest.raises(StageError) as caught:
+        list(dispatcher(script, 2).run(words("a b c d e f")))
+    assert str(caught.value) == message
+    assert not script.alive
+
+
+def test_workers_lost_as_they_start_are_replaced_but_not_for_ever() -> None:
+    lost = Lost("node gone")
+    script = Script(starts=[lost] * (MAX_ATTEMPTS - 1))
+    assert len(list(dispatcher(script, 1).run(words("a b")))) == 2
+    script = Script(starts=[lost] * MAX_ATTEMPTS)
+    with pytest.raises(StageError, match=r"^spelling: a worker: 5 in a row were lost as they started: node gone$"):
+        list(dispatcher(script, 1).run(words("a b")))
+    assert not script.alive
+
+
+def test_a_worker_that_never_comes_up_holds_no_item() -> None:
+    script = Script(starts=[Up(), None])
+    assert [word.name for word, _ in dispatcher(script, 2).run(words("a1 b1 a2 b2"))] == ["a1", "b1", "a2", "b2"]
+    assert script.log[:2] == ["start 1", "start 2"]
+    assert not any(line.startswith("2:") for line in script.log)
+    assert not script.alive
+
+
+def test_workers_come_and_go_with_the_cluster() -> None:
+    room = {0.0: 1, 2 * POLL_S: 3, 5 * POLL_S: 2}
+    script = Script()
+
+    def num_workers() -> int:
+        return next(num for since, num in reversed(room.items()) if script.now >= since)
+
+    at_work = [1 + len(script.running) for _ in dispatcher(script, num_workers).run(words("a b c d e f g h i j k l"))]
+    assert at_work == [1, 1, 3, 3, 3, 2, 2, 2, 2, 2, 2, 1]
+
+
+def test_a_worker_that_waits_for_a_place_is_given_up_when_the_place_is_gone() -> None:
+    script = Script(starts=[Up(), None, None])
+    limits = iter([3, 3, 1])
+    run = dispatcher(script, lambda: next(limits, 1)).run(words("a b c d"))
+    assert next(run)[0].name == "a"
+    assert next(run)[0].name == "b"
+    assert script.log[3:] == ["1: a", "1: b", "stop 3", "stop 2", "1: c"][: len(script.log) - 3]
+    assert [word.name for word, _ in run] == ["c", "d"]
+    assert script.alive == set()
 
 
 def test_an_error_of_the_input_is_found_under_its_wrapping() -> None:
@@ -179,7 +253,7 @@ def test_a_worker_does_not_keep_the_key_that_lags_behind_it() -> None:
     """It takes the other key that is there; the next worker takes the one that waits."""
     script = Script()
     list(dispatcher(script, 2).run(words("a1 b1 a2 c1 d1")))
-    assert script.log[2:] == ["start 2", "2: b1", "1: c1", "2: a2", "1: d1", "stop 2", "stop 1"]
+    assert script.log[2:] == ["1: a1", "2: b1", "1: c1", "2: a2", "1: d1", "stop 2", "stop 1"]
 
 
 @pytest.mark.parametrize("key", ["a", "abcdefgh"])
@@ -211,7 +285,7 @@ def test_the_report_tells_how_many_are_done_and_which_run() -> None:
 
 def test_the_report_comes_once_per_interval() -> None:
     script, told = Script(), []
-    slow = Dispatcher("spelling", script, 1, clock=lambda: script.now / 4)
+    slow = Dispatcher("spelling", script, lambda: 1, clock=lambda: script.now / 4)
     list(slow.run(words("a b c d e f g h"), lambda num_done, running: told.append(num_done)))
     assert told == [4, 8]
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import ray
 import torch
-from conftest import NEEDS, Run, content_hashes, copy_artifacts, open_session, processes, tiny
+from conftest import NEEDS, Run, content_hashes, copy_artifacts, marked_processes, open_session, processes, tiny
 from safetensors.torch import load
 
 from teddy_ray.checkpoints import DIGEST
@@ -144,7 +144,7 @@ def test_more_workers_than_the_cluster_holds_end_all_the_same(shared_ray: None) 
 
     actor = ray.remote(num_cpus=3)(Echo)
     executor = RayExecutor[Word](actor.remote, lambda worker, word: worker.say.remote(word.name))
-    dispatcher = Dispatcher[Word]("test", executor, num_workers=2)
+    dispatcher = Dispatcher[Word]("test", executor, num_workers=lambda: 2)
     words = [Word("a"), Word("b"), Word("c")]
     assert {result for _, result in dispatcher.run(words)} == {"a", "b", "c"}
 
@@ -158,7 +158,7 @@ def test_errors_of_the_work_are_told_from_lost_workers(shared_ray: None) -> None
 
     actor = ray.remote(num_cpus=1)(Broken)
     executor = RayExecutor[Word](actor.remote, lambda worker, word: worker.work.remote(word.name))
-    dispatcher = Dispatcher[Word]("test", executor, num_workers=1)
+    dispatcher = Dispatcher[Word]("test", executor, num_workers=lambda: 1)
     with pytest.raises(StageError, match=r"(?s)^test: a: .*in work.*No space left on device"):
         list(dispatcher.run([Word("a")]))
 
@@ -172,7 +172,7 @@ def test_memory_that_runs_out_is_one_of_the_errors_of_the_work(shared_ray: None)
 
     actor = ray.remote(num_cpus=1)(Greedy)
     executor = RayExecutor[Word](actor.remote, lambda worker, word: worker.work.remote(word.name))
-    dispatcher = Dispatcher[Word]("test", executor, num_workers=1, memory_remedy="lower it")
+    dispatcher = Dispatcher[Word]("test", executor, num_workers=lambda: 1, memory_remedy="lower it")
     with pytest.raises(StageError, match=r"^test: a: out of memory; lower it \(tried to allocate 90 GiB\)$"):
         list(dispatcher.run([Word("a")]))
 
@@ -180,7 +180,7 @@ def test_memory_that_runs_out_is_one_of_the_errors_of_the_work(shared_ray: None)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "title"),
-    [("pool", "ray::RayTrainWorker"), ("labels", "ray::Labeller.label"), ("evaluation", "ray::_train")],
+    [("pool", "ray::RayTrainWorker"), ("labels", "ray::Labeller.label"), ("evaluation", "ray::Teacher")],
 )
 def test_other_stages_survive_a_killed_worker(
     finished: Run, tmp_path: Path, killer: Killer, stage: str, title: str
@@ -200,7 +200,7 @@ WORKERS = {
     "statistics": "ray::MapWorker",
     "synthesis": "ray::Synthesiser",
     "labels": "ray::Labeller",
-    "evaluation": "ray::_train",
+    "evaluation": "ray::Teacher",
 }
 """Titles of the processes that do a stage's work."""
 
@@ -224,7 +224,7 @@ def test_an_interrupt_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, st
         if line.startswith(f"{stage} ") and "0.0/" in line:
             break
     deadline = time.monotonic() + 60
-    while not set(processes(WORKERS[stage])) & set(_descendants(mark)):
+    while not set(processes(WORKERS[stage])) & set(marked_processes(mark)):
         assert time.monotonic() < deadline, "no worker of the stage came up"
         time.sleep(0.02)
     started = time.monotonic()
@@ -241,7 +241,7 @@ def test_an_interrupt_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, st
     for manifest_folder in (tmp_path / "artifacts").glob("*/*"):
         assert (manifest_folder / "manifest.json").is_file()
     deadline = time.monotonic() + 10
-    while left := _descendants(mark):
+    while left := marked_processes(mark):
         assert time.monotonic() < deadline, f"still running: {left}"
         time.sleep(0.2)
 
@@ -249,17 +249,3 @@ def test_an_interrupt_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, st
     for kind in ("member", "statistics", "moments", "unit", "shard"):
         made = content_hashes(tmp_path, kind)
         assert made.items() <= content_hashes(finished.folder, kind).items()
-
-
-def _descendants(mark: str) -> list[int]:
-    """Ids of the processes that inherited an environment with this mark."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                environment = (entry / "environ").read_bytes()
-            except OSError:
-                continue
-            if mark.encode() in environment:
-                found.append(int(entry.name))
-    return found

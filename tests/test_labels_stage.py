@@ -29,7 +29,7 @@ from teddy_ray.progress import Progress
 from teddy_ray.published import check_set
 from teddy_ray.recipe_file import dump_recipe
 from teddy_ray.stages import evaluation, labels
-from teddy_ray.stages.evaluation import _Job, _training_set
+from teddy_ray.stages.evaluation import Teacher
 from teddy_ray.stages.images import read_set
 from teddy_ray.stages.labels import Labeller, read_labelled, views_of
 from teddy_ray.stages.machine import _inspect
@@ -102,7 +102,7 @@ def test_students_see_the_labelled_pixels_to_the_bit_in_any_process(
     assert not shown
     labels.run(open_session(recipe))  # publishes the list of the shards that are there
     run = next(run for run in plan.students if run.row == "distilled")
-    training = _training_set(run, _Job(plan, prepared.storage, prepared.source, quiet), CPU)
+    training = Teacher(plan, prepared.storage, prepared.source, quiet).training_set(run)
     order = np.random.default_rng(0).permutation(40)
     for epoch in range(1, 5):
         seen = torch.empty(40, 1, 8, 8)
@@ -117,7 +117,7 @@ def test_a_published_epoch_is_what_students_saw_in_another_process(finished: Run
     plan = finished.plan
     run = next(run for run in plan.students if run.row == "distilled")
     quiet: Any = lambda *_, **__: None  # noqa: E731
-    training = _training_set(run, _Job(plan, finished.storage, finished.source, quiet), CPU)
+    training = Teacher(plan, finished.storage, finished.source, quiet).training_set(run)
     ours = [digest(view) for epoch in (1, 2, 4) for view in training.batch(ROWS, epoch, CPU).views]
     theirs = digests(plan, finished.folder, range(1, 5))
     assert [theirs[40 * (epoch - 1) + row] for epoch in (1, 2, 4) for row in range(40)] == ours
@@ -181,7 +181,7 @@ def test_every_form_of_labels_makes_a_set_that_students_and_others_read(
     quiet: Any = lambda *_, **__: None  # noqa: E731
     prepared = prepare(recipe)
     run = next(run for run in plan.students if run.row == "distilled")
-    ours = _training_set(run, _Job(plan, prepared.storage, prepared.source, quiet), CPU)
+    ours = Teacher(plan, prepared.storage, prepared.source, quiet).training_set(run)
     theirs = teddy_ray.load(str(folder)).training
     for epoch in (1, 6, 7, 8):
         for mine, their in zip(ours.batch(ROWS, epoch, CPU), theirs.batch(ROWS, epoch, CPU), strict=True):
@@ -267,7 +267,7 @@ def test_a_killed_evaluation_goes_on_with_the_students_that_are_left(finished: R
         time.sleep(0.05)
     driver.kill()
     driver.wait()
-    while processes("ray::_train"):  # Ray ends what its driver left
+    while processes("ray::Teacher"):  # Ray ends what its driver left
         time.sleep(0.05)
     done, session = manifests(), open_session(tiny(tmp_path, **longer))
     plan = session.plan
@@ -320,7 +320,7 @@ def test_the_search_for_a_rate_reads_the_validation_part_alone(
     quiet: Any = lambda *_, **__: None  # noqa: E731
     monkeypatch.setattr(evaluation, "measure", measure)
     run = prepared.plan.students[0]
-    evaluation._train(run, _Job(prepared.plan, prepared.storage, prepared.source, quiet))
+    Teacher(prepared.plan, prepared.storage, prepared.source, quiet).train(run)
     num_validation, num_test = len(prepared.source.validation), len(prepared.source.test)
     assert measured == [(num_validation, 0.7), (num_validation, 0.4), (num_test, 0.9)]
     manifest = prepared.storage.open("student", run.fingerprint).manifest
@@ -344,7 +344,7 @@ def test_rates_that_diverge_are_left_out_of_the_search(finished: Run, tmp_path: 
         recipe = tiny(tmp_path, evaluation__learning_rate=rates, evaluation__epochs=2, evaluation__optimiser="sgd")
         prepared = prepare(recipe)
         run = prepared.plan.students[0]
-        evaluation._train(run, _Job(prepared.plan, prepared.storage, prepared.source, quiet))
+        Teacher(prepared.plan, prepared.storage, prepared.source, quiet).train(run)
         return prepared.storage.open("student", run.fingerprint).manifest["learning_rate"]
 
     assert train([1e30, 1e-2]) == 1e-2
@@ -359,7 +359,7 @@ def test_the_whole_training_set_may_be_decoded_as_it_is_needed(finished: Run, tm
     for keep in (0, 2**30):
         prepared = prepare(tiny(tmp_path, evaluation__keep_bytes=keep))
         run = next(run for run in prepared.plan.students if run.row == "full_data")
-        training = _training_set(run, _Job(prepared.plan, prepared.storage, prepared.source, quiet), CPU)
+        training = Teacher(prepared.plan, prepared.storage, prepared.source, quiet).training_set(run)
         assert isinstance(training.viewed.images, np.ndarray) == (keep > 0)
         found.append(training.batch(np.array([7, 3, 300]), 5, CPU))
     for kept, decoded in zip(*found, strict=True):

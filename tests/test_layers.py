@@ -54,6 +54,7 @@ FLOORS = (
         "synthesis",
         "taps",
         "training",
+        "work",
     },
     {
         "stores",
@@ -72,12 +73,14 @@ FLOORS = (
     {"stages"},
     {
         "summary",
+        "scaling",
         "tables",
         "card",
         "report",
         "gallery",
         "plots",
         "publication",
+        "tensorboard",
         "flow",
         "comparison",
         "cli",

@@ -354,15 +354,24 @@ def test_the_files_of_a_set_hold_every_row_once(per_file):
     assert len({shard.fingerprint for shard in shards}) == len(shards) == -(-100 // per_file)
 
 
-def test_work_is_counted_in_full():
-    work = {stage: amount for stage, (amount, _) in Plan(DIGITS, FACTS).work().items()}
-    assert work == {
-        "pool": 200 * 10 * 2,
-        "statistics": 200 * 10,
-        "synthesis": 100 * 200,
-        "labels": 100 * 100 * 10,
-        "evaluation": 3 * (5 * 100 * 300 + 200 * 30),
+def test_work_is_told_in_full():
+    assert Plan(DIGITS, FACTS).work() == {
+        "pool": f"{200 * 10 * 2:,} images x epochs x trainings",
+        "statistics": f"{200 * 10:,} images x members",
+        "synthesis": f"{100 * 200:,} images x steps x models per step",
+        "labels": f"{100 * 100 * 10:,} images x views x members",
+        "evaluation": f"{3 * (5 * 100 * 300 + 200 * 30):,} images x epochs x students; "
+        f"labels of controls: {4 * 100 * 100 * 10:,} images x views x members",
     }
+
+
+def test_work_of_controls_is_told_where_they_are_labelled():
+    hard = change(DIGITS, "evaluation.controls", ("random_hard",))
+    assert Plan(hard, FACTS).work()["evaluation"] == f"{3 * 2 * 100 * 300:,} images x epochs x students"
+    plain = change(DIGITS, "evaluation.controls", ("distilled_plain",))
+    assert (
+        Plan(plain, FACTS).work()["evaluation"].endswith(f"; labels of controls: {100 * 10:,} images x views x members")
+    )
 
 
 @pytest.mark.parametrize(

@@ -128,18 +128,18 @@ def test_without_measures_the_latest_note_is_shown():
 def test_a_worker_posts_once_per_interval(monkeypatch):
     clock, posted = SimpleNamespace(now=100.0), []
     monkeypatch.setattr(board, "time", SimpleNamespace(monotonic=lambda: clock.now))
-    poster = Poster(SimpleNamespace(post=SimpleNamespace(remote=lambda *post: posted.append(post))))
+    poster = Poster(SimpleNamespace(post=SimpleNamespace(remote=lambda *post: posted.append(post))), "synthesis")
     for _ in range(5):
         poster("a", 0.5, loss=clock.now)
         clock.now += board.MIN_INTERVAL_S / 2
-    assert posted == [("a", Post(0.5, "", {"loss": now})) for now in (100.0, 101.0, 102.0)]
+    assert posted == [("synthesis", "a", Post(0.5, "", {"loss": now})) for now in (100.0, 101.0, 102.0)]
 
 
 def test_the_board_keeps_only_what_runs():
     posts = board._Posts()
     for index in range(1000):
-        posts.post(f"item {index}", Post(0.5, "half", {}))
-    assert posts.read(["item 1", "item 2", "item -1"]) == (1.0, "item 2: half")
+        posts.post("synthesis", f"item {index}", Post(0.5, "half", {}))
+    assert posts.read("synthesis", ["item 1", "item 2", "item -1"]) == (1.0, "item 2: half")
     assert len(posts._posts) == 2
-    posts.post("item 1", Post(0.75, "more", {}))
-    assert posts.read(["item 1", "item 2"]) == (1.25, "item 1: more")
+    posts.post("synthesis", "item 1", Post(0.75, "more", {}))
+    assert posts.read("synthesis", ["item 1", "item 2"]) == (1.25, "item 1: more")

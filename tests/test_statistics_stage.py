@@ -27,6 +27,7 @@ from teddy_ray.members import load_members
 from teddy_ray.randomness import uniforms
 from teddy_ray.sources import Source
 from teddy_ray.stages import statistics
+from teddy_ray.stages.chunks import Chunk, ChunkWorker
 from teddy_ray.stages.session import Session
 from teddy_ray.statistics import Measurer
 from teddy_ray.storage import Storage
@@ -172,11 +173,11 @@ def test_interrupted_run_goes_on_with_the_chunks_that_are_finished(
 
 
 @pytest.fixture
-def worker(finished: Run, tmp_path: Path) -> statistics._Worker:
+def worker(finished: Run, tmp_path: Path) -> ChunkWorker:
     """One in this process, with a chunk's worth of work."""
     session = session_on(finished, tmp_path)
     machine = inspect_machine(CPU)
-    return statistics._Worker(
+    return ChunkWorker(
         session.plan,
         session.storage,
         session.source_ref,
@@ -189,7 +190,7 @@ def worker(finished: Run, tmp_path: Path) -> statistics._Worker:
 ITEM = {"fingerprint": np.array(["some"]), "start": np.array([50]), "stop": np.array([75])}
 
 
-def test_chunk_done_again_is_left_as_it_is(worker: statistics._Worker) -> None:
+def test_chunk_done_again_is_left_as_it_is(worker: ChunkWorker) -> None:
     first = worker(ITEM)
     assert (first["num_images"][0], worker._loader.num_decoded) == (25, 25)
     assert worker(ITEM)["num_images"][0] == 25
@@ -199,7 +200,7 @@ def test_chunk_done_again_is_left_as_it_is(worker: statistics._Worker) -> None:
 def test_plain_view_is_the_image_as_it_is(finished: Run, tmp_path: Path) -> None:
     session = session_on(finished, tmp_path, statistics__view="plain")
     machine = inspect_machine(CPU)
-    worker = statistics._Worker(
+    worker = ChunkWorker(
         session.plan,
         session.storage,
         session.source_ref,
@@ -207,12 +208,12 @@ def test_plain_view_is_the_image_as_it_is(finished: Run, tmp_path: Path) -> None
         False,
         lambda *_, **__: None,  # type: ignore[arg-type]
     )
-    chunk = statistics.Chunk(range(50, 75), "some")
+    chunk = Chunk(range(50, 75), "some")
     views = torch.cat([x for x, _ in worker._batches(chunk, torch.zeros(25))])
     assert torch.equal(views, torch.from_numpy(session.source.train.read(np.arange(50, 75))).float() / 255)
 
 
-def test_activations_that_are_not_finite_are_named(worker: statistics._Worker) -> None:
+def test_activations_that_are_not_finite_are_named(worker: ChunkWorker) -> None:
     plan = worker._plan
     models = load_members(plan, worker._storage, plan.members)
     norms = [name for name, module in models[2].named_modules() if isinstance(module, nn.BatchNorm2d)]
@@ -229,7 +230,7 @@ def test_activations_that_are_not_finite_are_named(worker: statistics._Worker) -
     "error",
     [torch.OutOfMemoryError("tried to allocate 90 GiB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
 )
-def test_too_little_memory_is_told_with_what_to_do(error: Exception, worker: statistics._Worker) -> None:
+def test_too_little_memory_is_told_with_what_to_do(error: Exception, worker: ChunkWorker) -> None:
     class Greedy:
         def measure(self, *_: Any) -> None:
             raise error
@@ -239,7 +240,7 @@ def test_too_little_memory_is_told_with_what_to_do(error: Exception, worker: sta
         raise pickle.loads(worker(ITEM)["error"][0])
 
 
-def test_worker_on_another_kind_of_machine_refuses(worker: statistics._Worker) -> None:
+def test_worker_on_another_kind_of_machine_refuses(worker: ChunkWorker) -> None:
     worker._machine = replace(worker._machine, kernels=not worker._machine.kernels)
     with pytest.raises(InputError, match="has nodes of different kinds"):
         raise pickle.loads(worker(ITEM)["error"][0])

@@ -32,6 +32,11 @@ T_contra = TypeVar("T_contra", bound=Item, contravariant=True)
 
 
 @dataclass(frozen=True)
+class Up:
+    """A new worker is there and can be given an item."""
+
+
+@dataclass(frozen=True)
 class Done:
     """The item is finished."""
 
@@ -47,26 +52,26 @@ class Failed:
 
 @dataclass(frozen=True)
 class Lost:
-    """The worker went, and the item with it: it died, ran out of memory, or never came up."""
+    """The worker went, and its item with it: it died, ran out of memory, or could not be set up."""
 
     reason: str
     why: Literal["worker", "memory", "setup"] = "worker"
 
 
-Outcome = Done | Failed | Lost
+Outcome = Up | Done | Failed | Lost
 
 
 class Executor(Protocol[T_contra]):
     """Where workers live. Each has a number and one item at a time."""
 
     def start(self) -> int:
-        """A new worker. Need not be up yet."""
+        """A new worker. `wait` tells when it is up, which may be never while others hold what it needs."""
 
     def submit(self, worker: int, item: T_contra) -> None:
-        """Give an item to a worker that has none."""
+        """Give an item to a worker that is up and has none."""
 
     def wait(self, timeout_s: float) -> Iterable[tuple[int, Outcome]]:
-        """The items that have ended since the last call, by worker. Waits for the first of them."""
+        """What has come of workers that started or had an item, since the last call. Waits for the first of them."""
 
     def stop(self, worker: int) -> None:
         """End a worker, whatever it does."""
@@ -76,9 +81,8 @@ def own_error(error: BaseException, stage: str, item: str) -> InputError | Stage
     """What went wrong in a worker, told from how Ray wraps it."""
     cause: BaseException | None = error
     while cause is not None:
-        wrapped = getattr(
-            cause, "cause", None
-        )  # Ray's error has the type of what it wraps, and a traceback as its text
+        # Ray's error has the type of what it wraps, and a traceback as its text
+        wrapped = getattr(cause, "cause", None)
         if wrapped is None and isinstance(cause, InputError | StageError):
             return cause
         cause = wrapped or cause.__cause__
@@ -87,10 +91,13 @@ def own_error(error: BaseException, stage: str, item: str) -> InputError | Stage
 
 @dataclass
 class Dispatcher(Generic[T]):
-    """Runs items on at most `num_workers` workers and yields (item, result) as they finish.
+    """Runs items on workers and yields (item, result) as they finish.
 
+    num_workers: how many to have at most, asked anew all the time: nodes come and go. A worker gets an item when it is
+    up, so that none waits for a worker which may never be placed.
     exclusive: a key that no two running items may share, such as the classes of a unit.
     memory_remedy: what to do, as an imperative, where an item needs more memory than there is.
+    on_lost: told of every item that is lost and will be done again, and why.
     An error of the item's own ends the dispatch; an item lost with its worker is done again, MAX_ATTEMPTS at most.
     Memory is that of the items under way and a few put off, however many there are: nothing is handed out while
     results are not taken.
@@ -98,69 +105,103 @@ class Dispatcher(Generic[T]):
 
     stage: str
     executor: Executor[T]
-    num_workers: int
+    num_workers: Callable[[], int]
     exclusive: Callable[[T], Hashable] = lambda item: item.name
     memory_remedy: str = "give each worker more memory"
+    on_lost: Callable[[T, Lost], None] = lambda item, lost: None
     clock: Callable[[], float] = time.monotonic
 
     def run(
         self, items: Iterable[T], report: Callable[[int, list[str]], None] = lambda num_done, running: None
     ) -> Iterator[tuple[T, Any]]:
         """report: told now and then how many items are done and the names of those that run."""
-        queue = _Queue(items, self.exclusive, look_ahead=LOOK_AHEAD * self.num_workers)
-        running: dict[int, _Task[T]] = {}
-        idle: dict[int, _Rest] = {}
-        num_done, reported = 0, self.clock()
+        queue = _Queue(items, self.exclusive)
+        crew = _Crew[T]()
+        num_done, reported, failed_starts = 0, self.clock(), 0
         try:
             while True:
-                while len(running) < self.num_workers:
-                    last = next(reversed(idle), None)
-                    if (task := queue.take(after=None if last is None else idle[last].key)) is None:
-                        break
-                    worker = self.executor.start() if last is None else last
-                    running[worker] = task
-                    idle.pop(worker, None)
-                    self.executor.submit(worker, task.item)
-                # there is nothing for those left over: what they hold may be what another one waits for
-                patience_s = IDLE_S if queue.num_put_off else 0.0
-                for worker in [worker for worker, rest in idle.items() if self.clock() - rest.since >= patience_s]:
-                    self.executor.stop(worker)
-                    del idle[worker]
-                if not running:
+                self._hand_out(queue, crew)
+                if not crew.running and not crew.waiting:
                     return
                 finished = []
                 for worker, outcome in self.executor.wait(POLL_S):
-                    task = running[worker]
+                    if worker in crew.starting:
+                        failed_starts = self._check_start(outcome, failed_starts)
+                        crew.starting.remove(worker)
+                        if isinstance(outcome, Up):
+                            crew.idle[worker] = _Rest(None, self.clock())
+                        else:
+                            self.executor.stop(worker)
+                        continue
+                    task = crew.running.pop(worker)
                     if isinstance(outcome, Done):
                         queue.release(task)
-                        idle[worker] = _Rest(task.key, self.clock())
+                        crew.idle[worker] = _Rest(task.key, self.clock())
                         finished.append((task.item, outcome.result))
                     else:
+                        self.executor.stop(worker)  # unreachable is not dead
                         self._check_worth_another(task, outcome)
                         queue.put_back(task)
-                        self.executor.stop(worker)  # unreachable is not dead
-                    del running[worker]
                 num_done += len(finished)
                 if self.clock() - reported >= POLL_S:
                     reported = self.clock()
-                    report(num_done, [task.item.name for task in running.values()])
+                    report(num_done, [task.item.name for task in crew.running.values()])
                 yield from finished
         finally:
-            for worker in {*idle, *running}:
+            for worker in {*crew.starting, *crew.idle, *crew.running}:
                 self.executor.stop(worker)
 
-    def _check_worth_another(self, task: _Task[T], outcome: Failed | Lost) -> None:
+    def _hand_out(self, queue: _Queue[T], crew: _Crew[T]) -> None:
+        """Give every worker that is up an item, start those that more items are there for, let go of the rest."""
+        limit = self.num_workers()
+        queue.look_ahead = LOOK_AHEAD * limit
+        while crew.idle and len(crew.running) < limit:
+            worker = next(iter(crew.idle)) if crew.waiting else next(reversed(crew.idle))
+            task = crew.waiting.popleft() if crew.waiting else queue.take(after=crew.idle[worker].key)
+            if task is None:
+                break
+            del crew.idle[worker]
+            crew.running[worker] = task
+            self.executor.submit(worker, task.item)
+        while crew.size < limit:
+            if len(crew.waiting) <= len(crew.starting):  # a worker is coming for each of them
+                if (task := queue.take(after=None)) is None:
+                    break
+                crew.waiting.append(task)
+            crew.starting.append(self.executor.start())
+        while crew.starting and crew.size > limit:  # a node has gone, and what would have been placed there
+            self.executor.stop(crew.starting.pop())
+        # there is nothing for those left over: what they hold may be what another one waits for
+        patience_s = IDLE_S if queue.num_put_off else 0.0
+        for worker in [worker for worker, rest in crew.idle.items() if self.clock() - rest.since >= patience_s]:
+            self.executor.stop(worker)
+            del crew.idle[worker]
+
+    def _check_start(self, outcome: Outcome, failed_starts: int) -> int:
+        """How many workers in a row did not come up. Raises StageError where another would not either."""
+        if isinstance(outcome, Up):
+            return 0
+        if isinstance(outcome, Failed):
+            raise own_error(outcome.error, self.stage, "a worker") from None
+        reason = outcome.reason if isinstance(outcome, Lost) else ""
+        if isinstance(outcome, Lost) and outcome.why == "setup":
+            raise StageError(self.stage, "a worker", f"could not be set up: {reason}")
+        if failed_starts + 1 >= MAX_ATTEMPTS:
+            raise StageError(self.stage, "a worker", f"{MAX_ATTEMPTS} in a row were lost as they started: {reason}")
+        return failed_starts + 1
+
+    def _check_worth_another(self, task: _Task[T], outcome: Outcome) -> None:
         """Raises the error that ends the dispatch, where doing the item again would not help."""
         name = task.item.name
         if isinstance(outcome, Failed):
             raise own_error(outcome.error, self.stage, name) from None
+        assert isinstance(outcome, Lost)
         if outcome.why == "memory":
             raise StageError(self.stage, name, f"out of memory; {self.memory_remedy} ({outcome.reason})")
-        if outcome.why == "setup":
-            raise StageError(self.stage, name, f"its worker could not be set up: {outcome.reason}")
         if task.attempts >= MAX_ATTEMPTS:
             reason = f"lost with its worker {MAX_ATTEMPTS} times; the last time: {outcome.reason}"
             raise StageError(self.stage, name, reason)
+        self.on_lost(task.item, outcome)
 
 
 @dataclass(order=True, slots=True)
@@ -172,10 +213,24 @@ class _Task(Generic[T]):
 
 
 class _Rest(NamedTuple):
-    """A worker without an item: the key that it had last, and since when it has none."""
+    """A worker without an item: the key that it had last, None where it is new, and since when it has none."""
 
     key: Hashable
     since: float
+
+
+@dataclass
+class _Crew(Generic[T]):
+    """The workers, each in one of three states, and the items taken for those that are not up yet."""
+
+    starting: list[int] = field(default_factory=list)
+    idle: dict[int, _Rest] = field(default_factory=dict)
+    running: dict[int, _Task[T]] = field(default_factory=dict)
+    waiting: deque[_Task[T]] = field(default_factory=deque)
+
+    @property
+    def size(self) -> int:
+        return len(self.starting) + len(self.idle) + len(self.running)
 
 
 class _Queue(Generic[T]):
@@ -185,8 +240,9 @@ class _Queue(Generic[T]):
     Ready ones come before fresh ones, so that keys advance at one pace and few items are put off.
     """
 
-    def __init__(self, items: Iterable[T], key: Callable[[T], Hashable], *, look_ahead: int) -> None:
-        self._source, self._key, self._look_ahead = enumerate(items), key, look_ahead
+    def __init__(self, items: Iterable[T], key: Callable[[T], Hashable]) -> None:
+        self._source, self._key = enumerate(items), key
+        self.look_ahead = 0
         self._ready: list[_Task[T]] = []  # a heap; each holds its key
         self._put_off: dict[Hashable, deque[_Task[T]]] = {}  # for each key that is taken, who waits for it
         self.num_put_off = 0
@@ -220,7 +276,7 @@ class _Queue(Generic[T]):
     def _next(self) -> _Task[T] | None:
         if self._ready:
             return heapq.heappop(self._ready)
-        while self.num_put_off < self._look_ahead and (fresh := next(self._source, None)) is not None:
+        while self.num_put_off < self.look_ahead and (fresh := next(self._source, None)) is not None:
             task = _Task(*fresh, self._key(fresh[1]))
             if task.key not in self._put_off:
                 self._put_off[task.key] = deque()

@@ -1,4 +1,4 @@
-"""Stage 5, on Ray tasks: students on the distilled set and on its controls, measured on the test split."""
+"""Stage 5, on Ray actors: students on the distilled set and on its controls, measured on the test split."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import ray
-import torch
 from torch import nn
 
 from teddy_ray.device import describe, prepare
@@ -19,7 +18,7 @@ from teddy_ray.records import Score
 from teddy_ray.replay import Ensemble, TrainingSet
 from teddy_ray.sources import Images, Source
 from teddy_ray.stages.board import Poster
-from teddy_ray.stages.executor import result_of
+from teddy_ray.stages.crew import work_off
 from teddy_ray.stages.images import read_set
 from teddy_ray.stages.labels import label_models, label_sets, read_labelled, views_of
 from teddy_ray.stages.session import Session
@@ -38,21 +37,20 @@ def run(session: Session) -> None:
     missing = [run for run in plan.students if not storage.has("student", run.fingerprint)]
     if missing:
         session.start()
-        job = ray.put(_Job(plan, storage, session.source, session.board.poster()))
-        task = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)(_train)
-        limit = session.workers(part, at_most=len(missing))
-        with session.progress.stage("evaluation", len(missing), "students") as bar:
-            waiting, done, show = list(reversed(missing)), 0, session.board.shown_on(bar)
-            running: dict[ray.ObjectRef[None], StudentRun] = {}
-            while waiting or running:
-                while waiting and len(running) < limit:
-                    student = waiting.pop()
-                    running[task.remote(student, job)] = student
-                finished, _ = ray.wait(list(running), timeout=0.5)
-                for reference in finished:
-                    result_of(reference, "evaluation", running.pop(reference).name)
-                done += len(finished)
-                show(done, [student.name for student in running.values()])
+        work_off(
+            session,
+            "evaluation",
+            part,
+            missing,
+            len(missing),
+            at_once=len(missing),
+            worker=Teacher,
+            settings=(plan, storage, session.source_ref, session.board.poster("evaluation")),
+            call=lambda worker, student: worker.train.remote(student),
+            memory_remedy="lower evaluation.batch_size or evaluation.keep_bytes, or run fewer workers per node",
+            title="evaluation",
+            what="students",
+        )
     manifests = [storage.open("student", run.fingerprint).manifest for run in plan.students]
     scores = [
         Score(
@@ -74,66 +72,99 @@ def run(session: Session) -> None:
         }
 
 
-@dataclass(frozen=True)
-class _Job:
-    """What every student task is given."""
+class Teacher:
+    """Trains one student at a time, measures it and publishes what it reached."""
 
-    plan: Plan
-    storage: Storage
-    source: Source
-    poster: Poster
+    def __init__(self, plan: Plan, storage: Storage, source: Source, poster: Poster) -> None:
+        part = plan.recipe.evaluation
+        self._plan, self._storage, self._source, self._poster = plan, storage, source, poster
+        self._device = prepare(part.threads, part.gpus_per_worker)
 
+    def train(self, run: StudentRun) -> None:
+        if self._storage.has("student", run.fingerprint):  # by a worker that was given up too early
+            return
+        started = time.monotonic()
+        self._poster.begin(run.name)
+        part, labels = self._plan.recipe.evaluation, self._plan.recipe.labels
+        training = self.training_set(run)
+        rates = part.learning_rate if isinstance(part.learning_rate, tuple) else (part.learning_rate,)
+        best: tuple[float, float, nn.Module] | None = None  # validation accuracy, rate, model
+        for index, rate in enumerate(rates):
 
-def _train(run: StudentRun, job: _Job) -> None:
-    started = time.monotonic()
-    recipe = job.plan.recipe
-    part = recipe.evaluation
-    device = prepare(part.threads, part.gpus_per_worker)
-    training = _training_set(run, job, device)
-    rates = part.learning_rate if isinstance(part.learning_rate, tuple) else (part.learning_rate,)
-    best: tuple[float, float, nn.Module] | None = None  # validation accuracy, rate, model
-    for index, rate in enumerate(rates):
+            def report(epoch: int, loss: float, index: int = index) -> None:
+                share = (index + epoch / run.epochs) / len(rates)
+                self._poster(run.name, share, f"epoch {epoch}/{run.epochs}, loss {loss:.3f}")
 
-        def report(epoch: int, loss: float, index: int = index) -> None:
-            share = (index + epoch / run.epochs) / len(rates)
-            job.poster(run.name, share, f"epoch {epoch}/{run.epochs}, loss {loss:.3f}")
+            try:
+                model = train_student(
+                    training,
+                    part,
+                    labels,
+                    architecture=run.student,
+                    seed=run.seed,
+                    epochs=run.epochs,
+                    learning_rate=rate,
+                    device=self._device,
+                    on_epoch=report,
+                )
+            except FloatingPointError as error:
+                if len(rates) > 1:
+                    continue  # a rate that is too high is what a search is for
+                raise StageError("evaluation", run.name, f"{error} (evaluation.learning_rate)") from None
+            score = self._accuracy(model, self._source.validation) if len(rates) > 1 else math.nan
+            if best is None or score > best[0]:
+                best = (score, rate, model)
+        if best is None:
+            raise StageError("evaluation", run.name, "the loss is not finite at any of evaluation.learning_rate")
+        with self._storage.publish("student", run.fingerprint) as draft:
+            draft.facts = {
+                "name": run.name,
+                "node": ray.get_runtime_context().get_node_id(),
+                "accuracy": self._accuracy(best[2], self._source.test),
+                "learning_rate": best[1],
+                "steps": run.epochs * num_batches(len(training), part.batch_size),
+                "device": describe(self._device),
+                "seconds": time.monotonic() - started,
+            }
+        self._poster.done(run.name, draft.facts["seconds"])
 
-        try:
-            model = train_student(
-                training,
-                part,
-                recipe.labels,
-                architecture=run.student,
-                seed=run.seed,
-                epochs=run.epochs,
-                learning_rate=rate,
-                device=device,
-                on_epoch=report,
+    def _accuracy(self, model: nn.Module, images: Images) -> float:
+        """On all images of a split, a batch in memory at a time."""
+        data = Labelled(lambda parts: (images.read(part) for part in parts), images.labels)
+        return measure(model, data, np.arange(len(images)), self._device)
+
+    def training_set(self, run: StudentRun) -> TrainingSet:
+        plan, train, labels = self._plan, self._source.train, self._plan.recipe.labels
+        num_classes, plain = len(plan.data.classes), run.kind.plain
+        # a hard label serves every view: nothing limits how many there are
+        num_views = (1 if plain else plan.num_views(run.epochs)) if run.labelled else None
+        if run.images is None:
+            views = Views(
+                seed=plan.recipe.seed,
+                set_key=plan.data.train,
+                ids=train.ids,
+                augmentation=labels.augmentation,
+                cutmix=labels.cutmix,
             )
-        except FloatingPointError as error:
-            if len(rates) > 1:
-                continue  # a rate that is too high is what a search is for
-            raise StageError("evaluation", run.name, f"{error} (evaluation.learning_rate)") from None
-        score = _accuracy(model, job.source.validation, device) if len(rates) > 1 else math.nan
-        if best is None or score > best[0]:
-            best = (score, rate, model)
-    if best is None:
-        raise StageError("evaluation", run.name, "the loss is not finite at any of evaluation.learning_rate")
-    with job.storage.publish("student", run.fingerprint) as draft:
-        draft.facts = {
-            "name": run.name,
-            "accuracy": _accuracy(best[2], job.source.test, device),
-            "learning_rate": best[1],
-            "steps": run.epochs * num_batches(len(training), part.batch_size),
-            "device": describe(device),
-            "seconds": time.monotonic() - started,
-        }
+            decoded = _Decoded(train)
+            fits = math.prod(decoded.shape) <= plan.recipe.evaluation.keep_bytes
+            viewed = ViewedImages(train.read() if fits else decoded, views)
+            return TrainingSet(viewed, train.labels, num_classes, num_views, None)
+        views = views_of(plan, run.images, plain=plain)
+        if run.labelled:
+            rows = read_labelled(self._storage, run.labelled)
+            soft = rows.soft_labels or self._ensemble()
+            return TrainingSet(ViewedImages(rows.images, views), rows.labels, num_classes, num_views, soft)
+        everything = range(plan.num_images)
+        pixels = read_set(plan, self._source, self._storage, run.images, everything)
+        classes = np.array(plan.image_labels(everything), dtype=np.int64)
+        return TrainingSet(ViewedImages(pixels, views), classes, num_classes, num_views, None)
 
-
-def _accuracy(model: nn.Module, images: Images, device: torch.device) -> float:
-    """On all images of a split, a batch in memory at a time."""
-    data = Labelled(lambda parts: (images.read(part) for part in parts), images.labels)
-    return measure(model, data, np.arange(len(images)), device)
+    def _ensemble(self) -> Ensemble:
+        """The members themselves, where no labels are stored."""
+        labels = self._plan.recipe.labels
+        models = label_models(self._plan, self._storage, self._device, kernels=False)
+        return Ensemble(models, labels.temperature, labels.ensemble)
 
 
 @dataclass(frozen=True)
@@ -148,38 +179,3 @@ class _Decoded:
 
     def __getitem__(self, rows: Rows) -> Pixels:
         return self.images.read(rows)
-
-
-def _training_set(run: StudentRun, job: _Job, device: torch.device) -> TrainingSet:
-    plan, train, labels = job.plan, job.source.train, job.plan.recipe.labels
-    num_classes, plain = len(plan.data.classes), run.kind.plain
-    # a hard label serves every view: nothing limits how many there are
-    num_views = (1 if plain else plan.num_views(run.epochs)) if run.labelled else None
-    if run.images is None:
-        views = Views(
-            seed=plan.recipe.seed,
-            set_key=plan.data.train,
-            ids=train.ids,
-            augmentation=labels.augmentation,
-            cutmix=labels.cutmix,
-        )
-        decoded = _Decoded(train)
-        fits = math.prod(decoded.shape) <= plan.recipe.evaluation.keep_bytes
-        viewed = ViewedImages(train.read() if fits else decoded, views)
-        return TrainingSet(viewed, train.labels, num_classes, num_views, None)
-    views = views_of(plan, run.images, plain=plain)
-    if run.labelled:
-        rows = read_labelled(job.storage, run.labelled)
-        soft = rows.soft_labels or _ensemble(job, device)
-        return TrainingSet(ViewedImages(rows.images, views), rows.labels, num_classes, num_views, soft)
-    everything = range(plan.num_images)
-    pixels = read_set(plan, job.source, job.storage, run.images, everything)
-    classes = np.array(plan.image_labels(everything), dtype=np.int64)
-    return TrainingSet(ViewedImages(pixels, views), classes, num_classes, num_views, None)
-
-
-def _ensemble(job: _Job, device: torch.device) -> Ensemble:
-    """The members themselves, where no labels are stored."""
-    labels = job.plan.recipe.labels
-    models = label_models(job.plan, job.storage, device, kernels=False)
-    return Ensemble(models, labels.temperature, labels.ensemble)

@@ -11,7 +11,7 @@ import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
-from teddy_ray.stages.dispatch import Done, Failed, Lost, Outcome, T, own_error
+from teddy_ray.stages.dispatch import Done, Failed, Lost, Outcome, T, Up, own_error
 
 
 def result_of(reference: ray.ObjectRef[Any], stage: str, item: str) -> Any:
@@ -30,25 +30,35 @@ class RayExecutor(Generic[T]):
     call: Callable[[Any, T], ray.ObjectRef[Any]]
     _numbers: Iterator[int] = field(init=False, default_factory=count)
     _actors: dict[int, Any] = field(init=False, default_factory=dict)
-    _working: dict[ray.ObjectRef[Any], int] = field(init=False, default_factory=dict)
+    _starting: set[int] = field(init=False, default_factory=set)
+    _calls: dict[ray.ObjectRef[Any], int] = field(init=False, default_factory=dict)
 
     def start(self) -> int:
         worker = next(self._numbers)
-        self._actors[worker] = self.make()
+        actor = self._actors[worker] = self.make()
+        self._starting.add(worker)
+        self._calls[actor.__ray_ready__.remote()] = worker
         return worker
 
     def submit(self, worker: int, item: T) -> None:
-        self._working[self.call(self._actors[worker], item)] = worker
+        self._calls[self.call(self._actors[worker], item)] = worker
 
-    def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
-        references = list(self._working)
+    def wait(self, timeout_s: float) -> Iterator[tuple[int, Outcome]]:
+        references = list(self._calls)
         if not ray.wait(references, timeout=timeout_s)[0]:
-            return []
+            return
         # and all others that are done by now: looking at 512 references costs 0.3 ms each time
         done, _ = ray.wait(references, num_returns=len(references), timeout=0)
-        return [(self._working.pop(reference), outcome_of(reference)) for reference in done]
+        for reference in done:
+            worker, outcome = self._calls.pop(reference), outcome_of(reference)
+            if worker in self._starting:
+                self._starting.remove(worker)
+                outcome = Up() if isinstance(outcome, Done) else outcome
+            yield worker, outcome
 
     def stop(self, worker: int) -> None:
+        self._starting.discard(worker)
+        self._calls = {reference: other for reference, other in self._calls.items() if other != worker}
         if worker in self._actors:  # an interrupt may have come between a stop and the note of it
             ray.kill(self._actors.pop(worker))
 

@@ -22,8 +22,7 @@ from teddy_ray.members import load_members
 from teddy_ray.plan import Plan
 from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
-from teddy_ray.stages.dispatch import Dispatcher
-from teddy_ray.stages.executor import RayExecutor
+from teddy_ray.stages.crew import work_off
 from teddy_ray.stages.images import read_set
 from teddy_ray.stages.machine import machine_of
 from teddy_ray.stages.session import Session
@@ -46,19 +45,20 @@ def label_sets(session: Session, sets: Sequence[LabelledSet], title: str) -> Non
         session.start()
         machine = machine_of(part, "labels")
         kernels = choose_kernels("labels.kernels", part.kernels, "fp32", machine)
-        settings = (plan, storage, session.source_ref, machine, kernels, session.board.poster())
-        actor = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)(Labeller)
-        dispatcher = Dispatcher[Shard](
+        work_off(
+            session,
             "labels",
-            RayExecutor(
-                lambda: actor.remote(*settings), lambda worker, shard: worker.label.remote(shard, shards[shard])
-            ),
-            num_workers=session.workers(part, at_most=len(missing)),
+            part,
+            missing,
+            len(missing),
+            at_once=len(missing),
+            worker=Labeller,
+            settings=(plan, storage, session.source_ref, machine, kernels, session.board.poster("labels")),
+            call=lambda worker, shard: worker.label.remote(shard, shards[shard]),
             memory_remedy="lower labels.batch_size or labels.images_per_file, or run fewer workers per node",
+            title=title,
+            what="files to label",
         )
-        with session.progress.stage(title, len(missing), "files to label") as bar:
-            for _ in dispatcher.run(missing, session.board.shown_on(bar)):
-                pass
     for labelled in sets:
         if storage.has("labels", labelled.fingerprint):
             continue
@@ -114,6 +114,7 @@ class Labeller:
         if self._storage.has("shard", shard.fingerprint):  # by a worker that was given up too early
             return
         check_machine(self._device, self._machine, self._plan.recipe.cluster.address)
+        self._poster.begin(shard.name)
         plan, part = self._plan, self._plan.recipe.labels
         # a CutMix partner may be any image of the set
         read = range(plan.num_images) if part.cutmix > 0 and not labelled.plain else shard.rows
@@ -132,10 +133,12 @@ class Labeller:
             draft.write("rows.parquet", data)
             draft.facts = {
                 "name": shard.name,
+                "node": ray.get_runtime_context().get_node_id(),
                 "png_bytes": png_bytes,
                 "mass_kept": soft.mass_kept if soft else 1.0,
                 "seconds": time.monotonic() - started,
             }
+        self._poster.done(shard.name, draft.facts["seconds"])
 
     def _images(self, images: ImageSet, rows: range) -> Pixels:
         if len(rows) < self._plan.num_images:

@@ -1,12 +1,16 @@
-"""Keeps known lines of Ray's core, which nobody can act on, off the driver's standard error."""
+"""Keeps known lines of Ray's core, which nobody can act on, off the driver's terminal."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
+
+import ray._private.worker
 
 RESTARTABLE_ACTOR = b"github.com/ray-project/ray/issues/53727"
 """In the line that every actor pool of Ray Data sets off: its arguments lie in the object store by design."""
@@ -41,3 +45,19 @@ def without_lines(mark: bytes) -> Iterator[None]:
         os.dup2(restore, 2)  # closes the pipe's last writer, which ends the thread
         os.close(restore)
         thread.join(timeout=5)  # a child process may have inherited the pipe
+
+
+def without_raylets() -> None:
+    """Keep the last lines of a lost node's log, which Ray prints on the driver's standard output, out of a result."""
+    show = ray._private.worker.print_to_stdstream
+    if getattr(show, "drops_raylets", False):
+        return
+
+    def filtered(data: dict[str, Any], ignore_prefix: bool) -> None:
+        if data.get("pid") == "raylet":
+            logging.getLogger(__name__).info("%s", "\n".join(data["lines"]))
+        else:
+            show(data, ignore_prefix)
+
+    filtered.drops_raylets = True  # type: ignore[attr-defined]
+    ray._private.worker.print_to_stdstream = filtered

@@ -3,32 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
+import math
 import os
 import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import ray
 from ray._private.utils import get_num_cpus  # knows the CPU quota of a container
-from ray.autoscaler.sdk import request_resources
-from ray.experimental.internal_kv import _internal_kv_get
+from ray.exceptions import RayError
 
 from teddy_ray.errors import InputError, Problem
-from teddy_ray.plan import STAGES, Plan
+from teddy_ray.plan import Plan
 from teddy_ray.progress import Progress
-from teddy_ray.recipe import Placed, Pool, Recipe
+from teddy_ray.recipe import Placed, Recipe
 from teddy_ray.sources import Source
+from teddy_ray.stages import autoscaler
 from teddy_ray.stages.board import Board
+from teddy_ray.stages.nodes import Nodes, bundles, fewest, misfits
+from teddy_ray.stages.quiet import without_raylets
+from teddy_ray.stages.reach import check_reach
 from teddy_ray.storage import Storage
 
 CONNECT_TIMEOUT_S = 5.0
+
+NODES_EVERY_S = 2.0
+"""How often the cluster is asked for its nodes."""
+
+HOPELESS_S = 12.0
+"""An autoscaler that does nothing for so long, more than twice its own interval, has nothing that would help."""
 
 
 @dataclass
@@ -40,6 +49,7 @@ class Session:
     storage: Storage
     progress: Progress
     nodes: Nodes = field(init=False)
+    _read_at: float = field(init=False, default=-math.inf)
     _connected: bool = field(init=False, default=False)
 
     @property
@@ -64,14 +74,17 @@ class Session:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns that this will be its default
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if self.recipe.logs.form == "json":
+            common["logging_config"] = ray.LoggingConfig(encoding="JSON", log_level="INFO")
         address = cluster_address(self.recipe)
-        with _signals_kept():
+        with _signals_kept(), _root_logger_kept():
             self._connect(address, common)
         _quieten()
         self._read_resources()
         if address is not None:
             self._await_resources()
             self.progress.say(f"joined the Ray cluster at {address} ({self.nodes})")
+            check_reach(self.storage, self.source)
 
     def _connect(self, address: str | None, common: dict[str, Any]) -> None:
         if address is None:
@@ -94,49 +107,57 @@ class Session:
 
     def workers(self, part: Placed, *, at_most: int) -> int:
         """How many workers of a stage run at once: no more than it has items, than asked for, than fit now."""
-        self._read_resources()
-        asked = at_most if part.num_workers == "auto" else part.num_workers
-        return max(1, min(at_most, asked, self.nodes.room(part)))
+        if time.monotonic() - self._read_at > NODES_EVERY_S:
+            self._read_resources()
+        return max(1, min(_wanted(part, at_most), self.nodes.room(part)))
+
+    @contextlib.contextmanager
+    def hiring(self, part: Placed, *, at_most: int) -> Iterator[Callable[[], int]]:
+        """`workers`, to be asked as nodes come and go. An autoscaler is asked for as many as the stage can use."""
+        scales = autoscaler.exists()
+        if scales:
+            autoscaler.ask(bundles(part, _wanted(part, at_most)))
+        try:
+            yield lambda: self.workers(part, at_most=at_most)
+        finally:
+            if scales:
+                with contextlib.suppress(RayError, ConnectionError):  # the cluster may be what has gone
+                    autoscaler.ask([])
 
     def _read_resources(self) -> None:
         alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        before = getattr(self, "nodes", None)
         self.nodes = Nodes([(node.get("CPU", 0), node.get("GPU", 0)) for node in alive])
+        self._read_at = time.monotonic()
+        if before is not None and len(before.resources) != len(self.nodes.resources):
+            self.progress.say(f"the cluster now has {self.nodes}")
 
     def _await_resources(self) -> None:
-        deadline = time.monotonic() + self.recipe.cluster.wait_s
+        started = at_it = time.monotonic()
         asked = False
         while problems := misfits(self.recipe, self.nodes):
-            left = deadline - time.monotonic()
-            if left <= 0 or not _has_autoscaler():
+            now = time.monotonic()
+            left = started + self.recipe.cluster.wait_s - now
+            if left <= 0 or not autoscaler.exists() or now - at_it > HOPELESS_S:
+                if asked:
+                    autoscaler.ask([])
                 raise InputError(problems)
-            parts = {problem.key.split(".")[0] for problem in problems}
-            bundles = [bundle for part in sorted(parts) for bundle in _bundles(getattr(self.recipe, part))]
-            request_resources(bundles=bundles)
-            asked = True
+            if not asked:
+                parts = {problem.key.split(".")[0] for problem in problems}
+                needed = [getattr(self.recipe, part) for part in sorted(parts)]
+                autoscaler.ask([bundle for part in needed for bundle in bundles(part, fewest(part))])
+                asked = True
+            if autoscaler.is_at_it():
+                at_it = now
             self.progress.say(f"waiting up to {left:.0f} s for the autoscaler: {problems[0]}")
             time.sleep(min(5.0, max(0.1, left)))
             self._read_resources()
         if asked:
-            request_resources(bundles=[])  # from here on the work itself asks, and idle nodes may go
+            autoscaler.ask([])  # from here on each stage asks for what it can use
 
 
-@dataclass(frozen=True)
-class Nodes:
-    """CPUs and GPUs of each node. A worker lies on one node whole, so totals do not tell what fits."""
-
-    resources: Sequence[tuple[float, float]]
-
-    def room(self, part: Placed) -> int:
-        """How many workers of a stage fit at once."""
-        return sum(self._room_on(node, part) for node in self.resources)
-
-    def __str__(self) -> str:
-        cpus, gpus = (sum(node[kind] for node in self.resources) for kind in (0, 1))
-        return f"{cpus:g} CPUs and {gpus:g} GPUs on {len(self.resources)} node(s)"
-
-    def _room_on(self, node: tuple[float, float], part: Placed) -> int:
-        by_cpu = node[0] // part.threads
-        return int(min(by_cpu, node[1] // part.gpus_per_worker) if part.gpus_per_worker else by_cpu)
+def _wanted(part: Placed, at_most: int) -> int:
+    return at_most if part.num_workers == "auto" else min(at_most, part.num_workers)
 
 
 def cluster_address(recipe: Recipe) -> str | None:
@@ -158,53 +179,11 @@ def local_resources() -> tuple[int, int]:
     return min(allowed, int(get_num_cpus())), torch.cuda.device_count()
 
 
-def misfits(recipe: Recipe, nodes: Nodes) -> list[Problem]:
-    """Why stages do not fit on the nodes; empty where all do."""
-    problems = []
-    for stage in STAGES:
-        part: Placed = getattr(recipe, stage)
-        num = _fewest(part)
-        room = nodes.room(part)
-        if room >= num:
-            continue
-        alone = room == 0 and part.gpus_per_worker > 0
-        asked = "num_workers" if part.num_workers != "auto" else "workers_per_base"
-        key, value = ("gpus_per_worker", part.gpus_per_worker) if alone else (asked, num)
-        if room == 0 and not alone:
-            key, value = "threads", part.threads
-        each = f"{part.threads} CPU(s) and {part.gpus_per_worker:g} GPU(s)"
-        remedy = f"{num} worker(s) of {each} each ask for more than the cluster has, {nodes}; lower it, or give "
-        problems.append(Problem(f"{stage}.{key}", value, remedy + "cluster.address of a larger cluster"))
-    return problems
-
-
-def _bundles(part: Placed) -> list[dict[str, float]]:
-    return [{"CPU": part.threads, "GPU": part.gpus_per_worker}] * _fewest(part)
-
-
-def _fewest(part: Placed) -> int:
-    """How many workers of a stage have to fit at once."""
-    if part.num_workers != "auto":
-        return part.num_workers
-    return part.workers_per_base if isinstance(part, Pool) else 1
-
-
 def _knock(address: str) -> None:
     """Raises OSError where nobody listens at host:port, which Ray itself would go on trying for minutes."""
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if separator:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-
-
-def _has_autoscaler() -> bool:
-    """Whether something may bring nodes. Ray has no public call for it: the monitor's status names the node types
-    of a configured autoscaler, and plain nodes each by an id of their own."""
-    status = _internal_kv_get(b"__autoscaling_status")
-    if not status:
-        return False
-    report = json.loads(status).get("autoscaler_report") or {}
-    types = {kind for mapping in (report.get("node_type_mapping") or {}).values() for kind in [mapping]}
-    return any(not str(kind).startswith("node_") for kind in types)
 
 
 @contextlib.contextmanager
@@ -216,6 +195,18 @@ def _signals_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, handler)
 
 
+@contextlib.contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """A logging_config is meant for workers; ray.init makes the driver's libraries speak up, too."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 def _quieten() -> None:
-    for name in ("ray.train", "ray.data", "ray.tune"):
+    without_raylets()
+    for name in ("ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it reports every lost worker with a traceback

@@ -23,8 +23,7 @@ from teddy_ray.pixels import to_pixels
 from teddy_ray.plan import Plan, Unit
 from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
-from teddy_ray.stages.dispatch import Dispatcher
-from teddy_ray.stages.executor import RayExecutor
+from teddy_ray.stages.crew import work_off
 from teddy_ray.stages.images import FINISHED, START, make_start
 from teddy_ray.stages.machine import machine_of
 from teddy_ray.stages.session import Session
@@ -48,20 +47,22 @@ def run(session: Session) -> None:
         machine = machine_of(part, "synthesis")
         largest = max(plan.units(), key=lambda unit: unit.num_images)
         engine = choose(plan.recipe, len(plan.data.classes), largest.num_images, machine)
-        settings = (plan, storage, session.source_ref, machine, session.board.poster())
-        actor = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker)(Synthesiser)
-        dispatcher = Dispatcher[Unit](
+        session.progress.say(f"synthesis  {engine}")
+        work_off(
+            session,
             "synthesis",
-            RayExecutor(lambda: actor.remote(*settings), lambda worker, unit: worker.optimise.remote(unit)),
-            num_workers=session.workers(part, at_most=num_missing),
+            part,
+            (unit for unit in plan.units() if unit.fingerprint not in published),
+            num_missing,
+            at_once=-(-len(plan.data.classes) // part.classes_per_unit),
+            worker=Synthesiser,
+            settings=(plan, storage, session.source_ref, machine, session.board.poster("synthesis")),
+            call=lambda worker, unit: worker.optimise.remote(unit),
             exclusive=lambda unit: unit.classes[0],
             memory_remedy="lower synthesis.slots_per_unit or synthesis.classes_per_unit, or run fewer workers per node",
+            title="synthesis",
+            what="units",
         )
-        session.progress.say(f"synthesis  on {dispatcher.num_workers} worker(s): {engine}")
-        with session.progress.stage("synthesis", num_missing, "units") as bar:
-            missing = (unit for unit in plan.units() if unit.fingerprint not in published)
-            for _ in dispatcher.run(missing, session.board.shown_on(bar)):
-                pass
     worker_seconds, devices = _facts(plan, storage)
     with storage.publish("synthesis", plan.synthesis) as draft:
         draft.facts = {
@@ -138,6 +139,7 @@ class Synthesiser:
             begin = State.from_tensors(saved, self._device)
         else:
             begin = State.begin(start, recipe, self._device)
+        self._poster.begin(unit.name, begin.step / recipe.synthesis.steps)
         labels = np.repeat(np.array(unit.classes, dtype=np.int64), len(unit.slots))
         last, looked = begin.step, time.monotonic()
         checkpointed = looked
@@ -166,8 +168,10 @@ class Synthesiser:
                 "engine": here["engine"],
                 "resumed_at": begin.step,
                 "worker": ray.get_runtime_context().get_actor_id(),
+                "node": ray.get_runtime_context().get_node_id(),
                 "seconds": time.monotonic() - started,
             }
+        self._poster.done(unit.name, draft.facts["seconds"])
         checkpoint.drop()
 
     def _engine(self, num_images: int) -> Engine:

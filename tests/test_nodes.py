@@ -1,0 +1,184 @@
+"""Nodes die and join: the stages go on with those that are there, to the same bytes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Run, content_hashes, copy_artifacts, tiny
+from emulated import EmulatedCluster, driver
+
+from teddy_ray.recipe_file import dump_recipe
+
+RUN_STAGE = str(Path(__file__).parent / "run_stage.py")
+
+KINDS = {"pool": "member", "statistics": "chunk", "synthesis": "unit", "labels": "shard", "evaluation": "student"}
+"""The artifacts that a stage's workers publish one by one."""
+
+MADE = {"pool": ["member"], "statistics": ["statistics", "moments"], "synthesis": ["unit"], "labels": ["shard"]}
+"""What of a stage has bytes to compare; of evaluation it is the accuracies."""
+
+LONGER = {
+    "statistics": {"statistics__chunk_size": 2, "statistics__batch_size": 2},
+    "synthesis": {"synthesis__steps": 2000, "synthesis__checkpoint_s": 0.5},
+}
+"""Enough work for a node to come in the middle: 180 chunks; ten units, five of which may run at the same time."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[EmulatedCluster]:
+    cluster = EmulatedCluster()
+    yield cluster
+    cluster.close()
+
+
+def manifests(folder: Path, kind: str) -> dict[str, dict[str, object]]:
+    paths = (folder / "artifacts" / kind).glob("*/manifest.json")
+    return {path.parent.name: json.loads(path.read_text()) for path in paths}
+
+
+def accuracies(folder: Path) -> dict[str, object]:
+    return {key: one["accuracy"] for key, one in manifests(folder, "student").items()}
+
+
+def write_recipe(folder: Path, address: str, **overrides: object) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(dump_recipe(tiny(folder, cluster={"address": address}, **overrides)))
+    return str(path)
+
+
+class NodesSeen:
+    """The nodes of the artifacts of a stage, some of which are deleted as it ends."""
+
+    def __init__(self, folder: Path, stage: str) -> None:
+        self._folder, self._kind = folder / "artifacts" / KINDS[stage], KINDS[stage]
+        self.nodes: set[object] = set()
+
+    def look(self) -> None:
+        for path in self._folder.glob("*/manifest.json"):
+            try:
+                self.nodes.add(json.loads(path.read_text())["node"])
+            except (FileNotFoundError, KeyError):
+                continue
+
+
+SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("pool", "labels", "evaluation")]
+
+
+@pytest.mark.parametrize("stage", ["statistics", "synthesis", *SLOW])
+def test_a_stage_loses_a_node_and_gets_another(
+    finished: Run, tmp_path: Path, cluster: EmulatedCluster, stage: str
+) -> None:
+    """The bytes are those of one worker on one machine."""
+    copy_artifacts(finished, stage, tmp_path)
+    at_work = tmp_path / "artifacts" / KINDS[stage]
+    with driver(RUN_STAGE, stage, write_recipe(tmp_path, cluster.address)) as program:
+        program.wait_for(lambda: len(list(at_work.glob("*/manifest.json"))) >= 1)
+        cluster.kill(cluster.nodes[0])
+        cluster.add()
+        assert program.finish() == 0, program.text
+    for kind in MADE.get(stage, []):
+        made, expected = content_hashes(tmp_path, kind), content_hashes(finished.folder, kind)
+        assert made
+        assert made.items() <= expected.items()
+    assert accuracies(tmp_path).items() <= accuracies(finished.folder).items()
+    assert not list(tmp_path.glob("artifacts/.checkpoints/*/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["statistics", "synthesis"])
+def test_all_nodes_work_and_so_does_one_that_joins_late(
+    finished: Run, tmp_path: Path, cluster: EmulatedCluster, stage: str
+) -> None:
+    """Nothing dies: to the two nodes that begin comes a third."""
+    cluster.kill(cluster.nodes[0])
+    copy_artifacts(finished, stage, tmp_path)
+    seen, at_work = NodesSeen(tmp_path, stage), tmp_path / "artifacts" / KINDS[stage]
+    with driver(RUN_STAGE, stage, write_recipe(tmp_path, cluster.address, **LONGER[stage])) as program:
+        program.wait_for(lambda: len(list(at_work.glob("*/manifest.json"))) >= 2)
+        cluster.add()
+        assert program.follow(seen.look) == 0, program.text
+    assert len(seen.nodes) == 3, program.text
+    assert "the cluster now has 3 CPUs" in program.text
+
+
+@pytest.mark.slow
+def test_a_whole_run_loses_a_node_in_every_stage(finished: Run, tmp_path: Path, cluster: EmulatedCluster) -> None:
+    """One is added each time. All that is published has the bytes of a run on one worker of one machine."""
+    recipe = write_recipe(tmp_path, cluster.address)
+    waiting = list(KINDS)
+
+    def look() -> None:
+        if waiting and list((tmp_path / "artifacts").glob(f"{KINDS[waiting[0]]}/*/manifest.json")):
+            cluster.kill(cluster.nodes[0])
+            cluster.add()
+            waiting.pop(0)
+
+    with driver("-m", "teddy_ray.cli", "distill", recipe) as program:
+        assert program.follow(look, timeout_s=900) == 0, program.text
+    assert not waiting
+    assert program.text.count("the cluster now has") >= len(KINDS)
+    for kind in ("member", "moments", "statistics", "unit", "shard"):
+        assert content_hashes(tmp_path, kind) == content_hashes(finished.folder, kind)
+    assert accuracies(tmp_path) == accuracies(finished.folder)
+    for file in finished.folder.glob("runs/tiny/distilled/data/*"):
+        assert (tmp_path / "runs" / "tiny" / "distilled" / "data" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", list(KINDS))
+def test_a_driver_killed_hard_in_any_stage_is_resumed(
+    finished: Run, tmp_path: Path, cluster: EmulatedCluster, stage: str
+) -> None:
+    """The cluster outlives it. Nothing is half published; what was finished is not done again."""
+    copy_artifacts(finished, stage, tmp_path)
+    recipe = write_recipe(tmp_path, cluster.address, **LONGER.get(stage, {}))
+    published = (tmp_path / "artifacts" / KINDS[stage]).glob
+    with driver("-m", "teddy_ray.cli", "distill", recipe) as program:
+        program.wait_for(lambda: bool(list(published("*/manifest.json"))))
+        program.kill()
+    assert not (tmp_path / "artifacts" / stage).exists()
+    assert not (tmp_path / "runs").exists()
+    for folder in (tmp_path / "artifacts").glob("*/*"):
+        assert folder.parent.name.startswith(".") or (folder / "manifest.json").is_file()
+    before = {path: path.stat().st_mtime_ns for path in published("*/manifest.json")}
+
+    with driver("-m", "teddy_ray.cli", "distill", recipe) as program:
+        assert program.finish(timeout_s=400) == 0, program.text
+    kept = {path: path.stat().st_mtime_ns for path in before if path.exists()}
+    assert kept.items() <= before.items()
+    if stage != "statistics":  # whose chunks are deleted in the end
+        assert kept == before
+    if stage not in LONGER:
+        for kind in ("member", "moments", "statistics", "unit", "shard"):
+            assert content_hashes(tmp_path, kind) == content_hashes(finished.folder, kind)
+    assert not list(tmp_path.glob("artifacts/.checkpoints/*/*"))
+
+
+@pytest.mark.slow
+def test_after_the_head_has_died_the_same_command_goes_on(finished: Run, tmp_path: Path) -> None:
+    """On another cluster, for that one is gone with its head."""
+    copy_artifacts(finished, "synthesis", tmp_path)
+    first = EmulatedCluster()
+    try:
+        recipe = write_recipe(tmp_path, first.address, **LONGER["synthesis"])
+        with driver(RUN_STAGE, "synthesis", recipe) as program:
+            program.wait_for(lambda: len(list(tmp_path.glob("artifacts/unit/*/manifest.json"))) >= 2)
+            first.head.kill_all_processes(check_alive=False, allow_graceful=False)
+            assert program.finish(timeout_s=180) != 0
+    finally:
+        first.close()
+    units = content_hashes(tmp_path, "unit")
+    assert len(units) >= 4
+    second = EmulatedCluster()
+    try:
+        recipe = write_recipe(tmp_path, second.address, **LONGER["synthesis"])
+        with driver(RUN_STAGE, "synthesis", recipe) as program:
+            assert program.finish() == 0, program.text
+    finally:
+        second.close()
+    assert units.items() <= content_hashes(tmp_path, "unit").items()
+    assert len(list(tmp_path.glob("artifacts/unit/*/manifest.json"))) == 10
