@@ -41,6 +41,7 @@ def recipe(place: str) -> Recipe:
         pool__snapshots=[1, 2],
         pool__num_workers=1,
         statistics__num_workers=1,
+        statistics__chunk_size=100,
         synthesis__images_per_class=2,
         synthesis__steps=20,
         synthesis__num_workers=1,
@@ -73,7 +74,7 @@ def test_the_digits_run_finishes_where_one_request_in_fifty_fails(object_store: 
         summary = distill(recipe(bucket), Progress(stream))
 
     gate = object_store.gate
-    assert len(gate.met) == gate.num_requests // 50 > 10
+    assert len(gate.met) == gate.num_requests // 50 >= 8
     assert {kind for kind, _, _ in gate.met} == {"500", "503", "dropped", "slow"}
     ours = ("/digits.parquet", "/artifacts/unit/", "/artifacts/member/", "/artifacts/shard/", "/artifacts/chunk/")
     assert any(part in path for _, _, path in gate.met for part in ours), "workers have met some"
