@@ -68,16 +68,23 @@ def test_the_digits_run_finishes_where_one_request_in_fifty_fails(object_store: 
     bucket = object_store.make_bucket("digits-run")
     there, here = Storage(bucket), Storage(str(tmp_path))
     there.write("digits.parquet", here.read("digits.parquet"))
-    object_store.gate.every(50)
+    gate = object_store.gate
+    gate.every(50)
+    one_in_fifty, in_workers = gate.fault, []
 
+    def fault(number: int, method: str, path: str) -> str | None:
+        if method == "POST" and "/artifacts/unit/" in path and not in_workers:  # whatever the count hits: one of theirs
+            in_workers.append(path)
+            return "503"
+        return one_in_fifty(number, method, path)
+
+    gate.fault = fault
     with open(os.devnull, "w") as stream:
         summary = distill(recipe(bucket), Progress(stream))
 
-    gate = object_store.gate
-    assert len(gate.met) == gate.num_requests // 50 >= 8
+    assert in_workers
+    assert len(gate.met) >= gate.num_requests // 50 >= 8
     assert {kind for kind, _, _ in gate.met} == {"500", "503", "dropped", "slow"}
-    ours = ("/digits.parquet", "/artifacts/unit/", "/artifacts/member/", "/artifacts/shard/", "/artifacts/chunk/")
-    assert any(part in path for _, _, path in gate.met for part in ours), "workers have met some"
     gate.reset()
 
     # what is there is whole, and can be used from there
