@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +11,15 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from teddy_ray.errors import StoreError
+from teddy_ray.retries import patience
 from teddy_ray.storage import Storage, sha256
 
 DIGEST = 64
 """Length of the SHA-256 in hexadecimal that a file begins with."""
+
+SAVE_PATIENCE_S = 5.0
+"""How long a save is tried: a GPU waits for it."""
 
 
 class Checkpoint:
@@ -28,11 +34,12 @@ class Checkpoint:
         self._environment = json.dumps(environment, sort_keys=True)
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace what was saved before."""
+        """Replace what was saved before, if the storage lets us: it is an insurance, and the next save may succeed."""
         named = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         named["environment"] = _encode(self._environment)
         data = save(named)
-        self._storage.write(self._path, sha256(data).encode() + data)
+        with contextlib.suppress(OSError, StoreError), patience(SAVE_PATIENCE_S):
+            self._storage.write(self._path, sha256(data).encode() + data)
 
     def load(self) -> dict[str, Tensor] | None:
         """What was saved last, None where there is nothing to go on from."""

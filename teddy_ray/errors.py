@@ -45,3 +45,11 @@ class StageError(RuntimeError):
 
     def __str__(self) -> str:
         return f"{self.stage}: {self.item}: {self.reason}"
+
+
+class StoreError(StageError):
+    """An object store refused something, or failed for longer than we wait: what lies where, and why."""
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__("object store", where, reason)
+        self.args = (where, reason)

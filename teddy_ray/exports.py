@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +15,9 @@ from teddy_ray.dataset import CARD, FACTS, LabelledImages, to_png
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.published import check_set, set_path
 from teddy_ray.storage import Storage
+
+UPLOADED_AT_ONCE = 1000
+"""Files held in memory meanwhile."""
 
 
 def export(run: str, form: Literal["imagefolder", "parquet"], destination: str) -> str:
@@ -48,11 +53,18 @@ def _image_files(parts: Iterable[LabelledImages], classes: list[str]) -> Iterato
             yield f"{classes[label]}/{image_id}.png", to_png(image)
 
 
+def _upload(target: Storage, files: Iterator[tuple[str, bytes]]) -> None:
+    with ThreadPoolExecutor(16) as threads:  # each write waits for the store
+        while block := list(islice(files, UPLOADED_AT_ONCE)):
+            *others, last = block
+            list(threads.map(lambda file: target.write(*file), others))
+            target.write(*last)
+
+
 def _write(target: Storage, files: Iterable[tuple[str, bytes]]) -> None:
     """Locally the folder appears when it is whole; elsewhere file by file, the last one last."""
     if not target.is_local:
-        for name, data in files:
-            target.write(name, data)
+        _upload(target, iter(files))
         return
     folder = Path(target.root)
     folder.parent.mkdir(parents=True, exist_ok=True)

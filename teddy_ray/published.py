@@ -13,6 +13,7 @@ from teddy_ray.dataset import CARD, DISTILLED, FACTS, FORMAT, LabelledImages, de
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.labels import Dense, TopK
 from teddy_ray.storage import Storage, sha256, to_json
+from teddy_ray.stores import join
 
 FILE = re.compile(r"data/train-\d{5}-of-\d{5}\.parquet|members/\d{5}\.safetensors")
 IMAGE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -39,7 +40,7 @@ def check_set(path: str, keep: Callable[[LabelledImages], None] = lambda rows: N
 
 def set_path(path: str) -> str:
     """The set at a path or URI, or that of the run there."""
-    inside = f"{path.rstrip('/')}/{DISTILLED}"
+    inside = join(path, DISTILLED)
     return inside if Storage(path).is_file(f"{DISTILLED}/{FACTS}") else path
 
 

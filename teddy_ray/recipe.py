@@ -404,7 +404,7 @@ class Recipe(Part):
     seed: Result[Seed] = 0
     """Seed of every draw after the pool."""
     storage: Execution[str] = "."
-    """Where artifacts/ and runs/ lie: a path or any URI that pyarrow.fs opens."""
+    """Where artifacts/ and runs/ lie: a path or any URI that pyarrow.fs opens, without credentials."""
     data: Result[Data]
     pool: Result[Pool] = Pool()
     statistics: Result[Statistics] = Statistics()

@@ -19,13 +19,19 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from teddy_ray.errors import InputError, Problem
+from teddy_ray.errors import InputError, Problem, StoreError
+from teddy_ray.retries import patience
+from teddy_ray.stores import join, open_uri
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 MANIFEST = "manifest.json"
 CLOSE_ATTEMPTS = 10
+CHECK_PATIENCE_S = 10.0
+"""For what is asked before work starts, by somebody who waits, and when it is over."""
+DIGEST = 16
+"""Digits of its hash that a file's name begins with, where files cannot be published together."""
 
 
 def sha256(data: bytes) -> str:
@@ -38,20 +44,10 @@ def to_json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a path, or of a URI that pyarrow.fs opens, and the path in it.
-
-    Raises ValueError, OSError or ArrowNotImplementedError where there is none.
-    """
-    if "://" in uri:
-        fs, path = pafs.FileSystem.from_uri(uri)
-        return fs, path
-    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-
-
 @dataclass(frozen=True)
 class Artifact:
-    """A published artifact. manifest["files"] holds size and SHA-256 of each file, the rest is the stage's own."""
+    """A published artifact. manifest["files"] holds size and SHA-256 of each file, and its path in the folder where
+    that is not its name; the rest is the stage's own."""
 
     storage: Storage
     path: str
@@ -59,12 +55,14 @@ class Artifact:
 
     def read(self, name: str) -> bytes:
         """The bytes of a file. Raises InputError where they are not those that were published."""
+        entry = self.manifest["files"][name]
+        path = f"{self.path}/{entry.get('path', name)}"
         try:
-            data = self.storage.read(f"{self.path}/{name}")
+            data = self.storage.read(path)
         except FileNotFoundError:
-            raise _broken(self.storage.display(f"{self.path}/{name}"), "the file is gone") from None
-        if sha256(data) != self.manifest["files"][name]["sha256"]:
-            raise _broken(self.storage.display(f"{self.path}/{name}"), "the file has changed since")
+            raise _broken(self.storage.display(path), "the file is gone") from None
+        if sha256(data) != entry["sha256"]:
+            raise _broken(self.storage.display(path), "the file has changed since")
         return data
 
     def tensors(self, name: str) -> dict[str, Tensor]:
@@ -104,7 +102,9 @@ class Storage:
         self.uri = uri
         self.session = uuid.uuid4().hex
         try:
-            self.fs, self.root = open_uri(uri)
+            self.fs, self.root = open_uri(uri, "storage")
+        except InputError:
+            raise
         except (ValueError, OSError, pa.ArrowNotImplementedError) as error:
             raise InputError(
                 [Problem("storage", uri, f"give a path or a URI such as s3://bucket/folder ({error})")]
@@ -115,18 +115,18 @@ class Storage:
 
     def read(self, path: str, num_bytes: int | None = None) -> bytes:
         """The whole file, or its beginning."""
-        with self.fs.open_input_stream(f"{self.root}/{path}") as stream:
-            data: bytes = stream.read(num_bytes)
+        with self.fs.open_input_file(f"{self.root}/{path}") as file:  # a stream would ask a store for every 256 kB
+            data: bytes = file.read(num_bytes)
         return data
 
     def write(self, path: str, data: bytes) -> None:
         """Write one file so that a reader sees the old bytes or the new, never a part."""
         target = f"{self.root}/{path}"
-        self.fs.create_dir(os.path.dirname(target), recursive=True)
-        if not self.is_local:  # object stores replace an object whole
+        if not self.is_local:  # object stores replace an object whole, and need no folders
             with self.fs.open_output_stream(target) as stream:
                 stream.write(data)
             return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
         partial = Path(self.session_folder("files"), uuid.uuid4().hex)
         partial.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(data)
@@ -170,10 +170,10 @@ class Storage:
         """How a person would name the path."""
         if self.is_local:
             return os.path.relpath(f"{self.root}/{path}") if self.uri == "." else os.path.join(self.uri, path)
-        return f"{self.uri.rstrip('/')}/{path}"
+        return join(self.uri, path)
 
     def check_writable(self) -> None:
-        """Raises InputError where nothing can be written; leaves nothing behind."""
+        """Raises InputError where nothing can be written; leaves nothing (on S3 an empty object, the folder)."""
         try:
             if self.is_local:
                 existing = Path(self.root)
@@ -181,11 +181,12 @@ class Storage:
                     existing = existing.parent
                 with tempfile.TemporaryFile(dir=existing):
                     return
-            probe = f".probe-{self.session}"
-            self.write(probe, b"")
-            self.delete_file(probe)
-        except OSError as error:
-            reason = error.strerror or str(error)
+            with patience(CHECK_PATIENCE_S):
+                probe = f".probe-{self.session}"
+                self.write(probe, b"")
+                self.delete_file(probe)
+        except (OSError, StoreError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
             raise InputError([Problem("storage", self.uri, f"name a place that can be written ({reason})")]) from None
 
     # -- artifacts ---------------------------------------------------------------------------------------------
@@ -233,13 +234,16 @@ class Storage:
             draft = Draft(folder)
             yield draft
             files = {
-                path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path.read_bytes())}
+                path.relative_to(folder).as_posix(): self._entry(path, folder)
                 for path in sorted(folder.rglob("*"))
                 if path.is_file()
             }
             manifest = {**draft.facts, "stage": stage, "fingerprint": fingerprint, "files": files}
             draft.write(MANIFEST, to_json(manifest).encode())
-            self._commit(folder, f"{self.root}/artifacts/{stage}/{fingerprint}")
+            if self.is_local:
+                self._rename(folder, f"{self.root}/artifacts/{stage}/{fingerprint}")
+            elif not self.has(stage, fingerprint):
+                self._upload(folder, f"artifacts/{stage}/{fingerprint}", files)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -252,6 +256,10 @@ class Storage:
     def close_session(self) -> None:
         """Remove the session's folder, drafts of killed workers included. Published artifacts stay."""
         folder = os.path.dirname(self._staging)
+        if not self.is_local:
+            with contextlib.suppress(FileNotFoundError, StoreError), patience(CHECK_PATIENCE_S):
+                self.fs.delete_dir(folder)
+            return
         for _ in range(CLOSE_ATTEMPTS):
             try:
                 self.fs.delete_dir(folder)
@@ -259,9 +267,8 @@ class Storage:
                 break
             except OSError:  # a worker that is being ended still writes
                 time.sleep(0.2)
-        if self.is_local:
-            with contextlib.suppress(OSError):
-                os.rmdir(os.path.dirname(folder))  # only if no other session is at work
+        with contextlib.suppress(OSError):
+            os.rmdir(os.path.dirname(folder))  # only if no other session is at work
 
     def session_folder(self, name: str) -> str:
         """A place for files of this session alone, gone when it closes."""
@@ -271,23 +278,37 @@ class Storage:
     def _staging(self) -> str:
         return self.session_folder("drafts")
 
-    def _commit(self, folder: Path, target: str) -> None:
+    def _entry(self, path: Path, folder: Path) -> dict[str, Any]:
+        """What the manifest says of a file of a draft."""
+        data = path.read_bytes()
+        digest = sha256(data)
+        entry = {"bytes": len(data), "sha256": digest}
         if self.is_local:
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            folder.chmod(0o755)  # mkdtemp's folders are private
-            try:
+            return entry
+        by_content = path.relative_to(folder).with_name(f"{digest[:DIGEST]}-{path.name}")
+        return {**entry, "path": by_content.as_posix()}
+
+    @staticmethod
+    def _rename(folder: Path, target: str) -> None:
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        folder.chmod(0o755)  # mkdtemp's folders are private
+        try:
+            os.rename(folder, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if not os.path.isfile(f"{target}/{MANIFEST}"):  # the remains of a deletion, not an artifact
+                shutil.rmtree(target)
                 os.rename(folder, target)
-            except OSError as error:
-                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                    raise
-                if not os.path.isfile(f"{target}/{MANIFEST}"):  # the remains of a deletion, not an artifact
-                    shutil.rmtree(target)
-                    os.rename(folder, target)
-            return
-        if self.fs.get_file_info(f"{target}/{MANIFEST}").type == pafs.FileType.File:
-            return
-        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        names.sort(key=lambda name: name == MANIFEST)  # the manifest last: it is what makes the artifact exist
-        for name in names:
-            with self.fs.open_output_stream(f"{target}/{name}") as stream:
-                stream.write((folder / name).read_bytes())
+
+    def _upload(self, folder: Path, target: str, files: Mapping[str, Mapping[str, Any]]) -> None:
+        """Write the files, then the manifest, which is what makes the artifact exist.
+
+        No store lets many objects appear at once, and another worker may publish the same artifact now, with other
+        bytes if its machine is of another kind. So files are named by their content: whichever manifest stands there
+        in the end, it names its own.
+        """
+        for name, entry in files.items():
+            self.write(f"{target}/{entry['path']}", (folder / name).read_bytes())
+        if not self.is_file(f"{target}/{MANIFEST}"):
+            self.write(f"{target}/{MANIFEST}", (folder / MANIFEST).read_bytes())

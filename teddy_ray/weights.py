@@ -14,9 +14,9 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from teddy_ray.errors import InputError, Problem
+from teddy_ray.errors import InputError, Problem, StoreError
 from teddy_ray.models import Classifier
-from teddy_ray.storage import open_uri
+from teddy_ray.stores import open_uri
 
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 """Where training programs put the state_dict in what they save."""
@@ -94,10 +94,12 @@ def load_into(model: Classifier, weights: Weights, *, key: str, uri: str) -> Non
 
 def _read(uri: str, key: str) -> bytes:
     try:
-        fs, path = open_uri(uri)
-        with fs.open_input_stream(path, compression=None) as stream:
-            data: bytes = stream.read()
-    except (ValueError, OSError, pa.ArrowNotImplementedError) as error:
+        fs, path = open_uri(uri, key)
+        with fs.open_input_file(path) as file:
+            data: bytes = file.read()
+    except InputError:
+        raise
+    except (ValueError, OSError, pa.ArrowNotImplementedError, StoreError) as error:
         remedy = f"should be a file of weights that can be read ({str(error).splitlines()[0]})"
         raise InputError([Problem(key, uri, remedy)]) from None
     return data

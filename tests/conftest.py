@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 from teddy_ray.summary import Summary
 from teddy_ray.training import State
+
+if TYPE_CHECKING:
+    from object_store import ObjectStore
 
 TINY: dict[str, Any] = {
     "name": "tiny",
@@ -54,13 +57,16 @@ NEEDS = {
 def pytest_configure() -> None:
     torch.set_num_threads(1)
     os.environ["HOME"] = tempfile.mkdtemp(prefix="teddy-home-")  # Ray writes a token there
+    # for object_store; Ray's workers have the environment that it was started in, and nobody's own is to be used
+    os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
+    os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
 
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(os.environ["HOME"], ignore_errors=True)
 
 
-def tiny(storage: Path, **overrides: Any) -> Recipe:
+def tiny(storage: Path | str, **overrides: Any) -> Recipe:
     """The tiny recipe; overrides name keys with __ for the dot, such as synthesis__steps=5."""
     tree: dict[str, Any] = {key: dict(part) if isinstance(part, dict) else part for key, part in TINY.items()}
     tree["storage"] = str(storage)
@@ -106,6 +112,24 @@ def shared_ray() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def object_stores() -> Iterator[ObjectStore]:
+    """One S3 for all tests, on loopback."""
+    from object_store import ObjectStore  # moto, which few tests need
+
+    server = ObjectStore()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def object_store(object_stores: ObjectStore) -> Iterator[ObjectStore]:
+    """It, without faults and with its counters at 0."""
+    object_stores.gate.reset()
+    yield object_stores
+    object_stores.gate.reset()
 
 
 class Run:

@@ -17,6 +17,7 @@ FLOORS = (
         "recipe_file",
         "contradictions",
         "errors",
+        "retries",
         "records",
         "fingerprints",
         "pool_plan",
@@ -56,6 +57,7 @@ FLOORS = (
         "work",
     },
     {
+        "stores",
         "storage",
         "checkpoints",
         "weights",

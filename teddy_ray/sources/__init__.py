@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from teddy_ray.errors import InputError, Problem
+from teddy_ray.errors import InputError, Problem, StoreError
 from teddy_ray.recipe import Data
 from teddy_ray.sources.digits import open_digits
 from teddy_ray.sources.folder import open_folder
@@ -21,7 +21,7 @@ from teddy_ray.sources.parquet import open_parquet
 from teddy_ray.sources.torchvision_sets import PREFIX as TORCHVISION
 from teddy_ray.sources.torchvision_sets import open_torchvision
 from teddy_ray.sources.verification import leave_out_bad
-from teddy_ray.storage import open_uri
+from teddy_ray.stores import open_uri
 
 __all__ = ["Images", "Source", "open_source"]
 
@@ -100,11 +100,11 @@ def _open_both(data: Data) -> tuple[Images, Images | None]:
 
 def _open(key: str, uri: str, data: Data) -> Images:
     try:
-        fs, path = open_uri(uri)
+        fs, path = open_uri(uri, key)
         return _open_path(key, uri, fs, path, data)
     except InputError:
         raise
-    except (ValueError, OSError, pa.ArrowNotImplementedError) as error:
+    except (ValueError, OSError, pa.ArrowNotImplementedError, StoreError) as error:
         raise InputError(
             [Problem(key, uri, f"name {DIGITS}, {TORCHVISION}<Name>:<folder>, a folder or a Parquet file ({error})")]
         ) from None

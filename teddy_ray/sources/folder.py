@@ -35,8 +35,8 @@ class _Files:
     def _read(self, row: int) -> bytes:
         path = f"{self.root}/{self.names[row]}"
         try:
-            with self.fs.open_input_stream(path) as stream:
-                return bytes(stream.read())
+            with self.fs.open_input_file(path) as file:
+                return bytes(file.read())
         except OSError as error:
             raise unreadable(self.key, path, error) from None
 

@@ -81,9 +81,11 @@ def own_error(error: BaseException, stage: str, item: str) -> InputError | Stage
     """What went wrong in a worker, told from how Ray wraps it."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, InputError | StageError):
+        # Ray's error has the type of what it wraps, and a traceback as its text
+        wrapped = getattr(cause, "cause", None)
+        if wrapped is None and isinstance(cause, InputError | StageError):
             return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__
+        cause = wrapped or cause.__cause__
     return StageError(stage, item, str(error))
 
 

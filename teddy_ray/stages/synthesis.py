@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -157,8 +156,7 @@ class Synthesiser:
             )
             looked, last = now, state.step
             if now - checkpointed >= recipe.synthesis.checkpoint_s and state.step < recipe.synthesis.steps:
-                with contextlib.suppress(OSError):  # an insurance: what cannot be saved now, may be next time
-                    checkpoint.save({**state.tensors(), "seconds": torch.tensor(now - started)})
+                checkpoint.save({**state.tensors(), "seconds": torch.tensor(now - started)})
                 checkpointed = time.monotonic()
         with self._storage.publish("unit", unit.fingerprint) as draft:
             draft.write_tensors(FINISHED, {"images": to_pixels(state.images)})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -186,8 +185,7 @@ class _Trainer:
                         self._publish(members[state.epoch], state, resumed_at)
                     if state.epoch < training.epochs:
                         seconds = torch.tensor(time.monotonic() - self._started)
-                        with contextlib.suppress(OSError):  # an insurance: what cannot be saved now, may be next time
-                            self._checkpoint.save({**state.tensors(), "seconds": seconds})
+                        self._checkpoint.save({**state.tensors(), "seconds": seconds})
         except FloatingPointError as error:
             key = "pool.post.learning_rate" if not training.warmup_epochs else "pool.learning_rate"
             raise StageError("pool", training.name, f"{error} ({key})") from None
