@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 import ray.data
-from ray.exceptions import RayError, RayTaskError, UserCodeException
+from ray.exceptions import RayActorError, RayError, RayTaskError, UserCodeException
 from ray.util.annotations import RayDeprecationWarning
 
 from teddy_ray.device import environment, prepare
@@ -205,6 +205,8 @@ def _round(
                 if row["error"]:
                     raise pickle.loads(row["error"])  # noqa: S301  # from our own worker
                 yield row
+    except RayActorError:  # a worker was lost before it was up
+        return
     except (RayTaskError, UserCodeException) as error:
         raise own_error(error, "statistics", "a chunk of the data") from None
 
