@@ -54,6 +54,13 @@ def contradictions(recipe: Recipe) -> Iterable[Problem]:
     for key, values in lists.items():
         if len(set(values)) < len(values):
             yield Problem(key, list(values), "should name each only once")
+    if "://" in (recipe.cluster.address or ""):  # Ray Client, which runs neither Ray Train nor Ray Data
+        remedy = (
+            "should be host:port of the cluster, given on one of its nodes (`ray start --address=host:port --num-cpus=0` "
+            "makes this machine one); from elsewhere submit a job: ray job submit --address http://host:8265 "
+            "--working-dir . -- python pipelines/distill.py RECIPE"
+        )
+        yield Problem("cluster.address", recipe.cluster.address, remedy)
     yield from _pool_contradictions(recipe)
     yield from _label_contradictions(recipe)
     yield from _student_contradictions(recipe)

@@ -160,6 +160,22 @@ def test_an_item_lost_too_often_ends_the_run() -> None:
     assert not script.alive
 
 
+def test_an_item_that_gets_further_may_be_lost_as_often_as_it_likes() -> None:
+    """As on a cluster of spot nodes: what counts are losses without a checkpoint between them."""
+    lost, steps = Lost("died"), iter([1, 2, 3, 4, 4, 4, 5, 6, 6, 6, 6, 6])
+    script = Script(b=[lost] * 8)
+    one = dispatcher(script, 1)
+    one.mark = lambda word: next(steps)
+    assert [word.name for word, _ in one.run(words("a b c"))] == ["a", "b", "c"]
+
+    script = Script(b=[lost] * 20)
+    one, steps = dispatcher(script, 1), iter([1, 2, *[3] * 20])
+    one.mark = lambda word: next(steps)
+    with pytest.raises(StageError, match=r"^spelling: b: lost with its worker 5 times; the last time: died$"):
+        list(one.run(words("a b c")))
+    assert sum(line.endswith(": b") for line in script.log) == 2 + 1 + MAX_ATTEMPTS
+
+
 @pytest.mark.parametrize(
     ("outcome", "message"),
     [

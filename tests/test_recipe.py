@@ -213,6 +213,16 @@ def test_an_unknown_key_is_answered_with_the_closest_and_all_valid_keys(load, ke
     assert remedy == f"unknown key; {hint}valid here: {', '.join(section.model_fields)}"
 
 
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
+def test_ray_client_is_refused_with_what_to_do_instead(load, address):
+    """Neither Ray Train nor Ray Data runs through it."""
+    ((name, (value, remedy)),) = problems(load, f"cluster.address={address}").items()
+    assert (name, value) == ("cluster.address", address)
+    assert remedy.startswith("should be host:port of the cluster, given on one of its nodes")
+    assert "ray job submit --address http://host:8265" in remedy
+    assert load("cluster.address=head:6379").cluster.address == "head:6379"
+
+
 @pytest.mark.parametrize("value", ["1.5", "'3'", "true", "null", "[1]", "1e3"])
 def test_types_are_not_converted_silently(load, value):
     assert set(problems(load, f"synthesis.steps={value}")) == {"synthesis.steps"}

@@ -25,6 +25,7 @@ def work_off(
     settings: tuple[Any, ...],
     call: Callable[[Any, T], ray.ObjectRef[None]],
     exclusive: Callable[[T], Hashable] = lambda item: item.name,
+    mark: Callable[[T], Hashable] = lambda item: None,
     memory_remedy: str,
     title: str,
     what: str,
@@ -33,7 +34,7 @@ def work_off(
 
     part: the stage's part of the recipe, which places workers. at_once: how many items can be done at a time.
     worker, settings: the class of the actors and what it is made of. call: hands a worker an item.
-    exclusive, memory_remedy: as the Dispatcher takes them. title, what: of the progress, and what it counts.
+    exclusive, mark, memory_remedy: as the Dispatcher takes them. title, what: of the progress, and what it counts.
     """
     # over all nodes, or Ray would fill the first ones
     actor: Any = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker, scheduling_strategy="SPREAD")(worker)
@@ -52,6 +53,7 @@ def work_off(
             RayExecutor(lambda: actor.remote(*settings), call),
             num_workers=num_workers,
             exclusive=exclusive,
+            mark=mark,
             memory_remedy=memory_remedy,
             on_lost=tell,
         )

@@ -98,7 +98,9 @@ class Dispatcher(Generic[T]):
     exclusive: a key that no two running items may share, such as the classes of a unit.
     memory_remedy: what to do, as an imperative, where an item needs more memory than there is.
     on_lost: told of every item that is lost and will be done again, and why.
-    An error of the item's own ends the dispatch; an item lost with its worker is done again, MAX_ATTEMPTS at most.
+    mark: how far an item has come, in a form that can be compared, such as a hash of its checkpoint.
+    An error of the item's own ends the dispatch; an item lost with its worker is done again, MAX_ATTEMPTS at most
+    without getting any further.
     Memory is that of the items under way and a few put off, however many there are: nothing is handed out while
     results are not taken.
     """
@@ -109,6 +111,7 @@ class Dispatcher(Generic[T]):
     exclusive: Callable[[T], Hashable] = lambda item: item.name
     memory_remedy: str = "give each worker more memory"
     on_lost: Callable[[T, Lost], None] = lambda item, lost: None
+    mark: Callable[[T], Hashable] = lambda item: None
     clock: Callable[[], float] = time.monotonic
 
     def run(
@@ -198,6 +201,8 @@ class Dispatcher(Generic[T]):
         assert isinstance(outcome, Lost)
         if outcome.why == "memory":
             raise StageError(self.stage, name, f"out of memory; {self.memory_remedy} ({outcome.reason})")
+        if (mark := self.mark(task.item)) != task.mark:
+            task.mark, task.attempts = mark, 0
         if task.attempts >= MAX_ATTEMPTS:
             reason = f"lost with its worker {MAX_ATTEMPTS} times; the last time: {outcome.reason}"
             raise StageError(self.stage, name, reason)
@@ -210,6 +215,7 @@ class _Task(Generic[T]):
     item: T = field(compare=False)
     key: Hashable = field(compare=False)
     attempts: int = field(compare=False, default=0)
+    mark: Hashable = field(compare=False, default=None)
 
 
 class _Rest(NamedTuple):

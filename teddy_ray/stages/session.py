@@ -181,7 +181,7 @@ def local_resources() -> tuple[int, int]:
 
 def _knock(address: str) -> None:
     """Raises OSError where nobody listens at host:port, which Ray itself would go on trying for minutes."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    host, separator, port = address.rpartition(":")
     if separator:
         socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
 

@@ -13,7 +13,7 @@ import ray
 import torch
 from torch import nn
 
-from teddy_ray.checkpoints import Checkpoint
+from teddy_ray.checkpoints import Checkpoint, saved_digest
 from teddy_ray.device import environment, keep_freed_memory, prepare, versions
 from teddy_ray.engine import Engine, Machine, check_machine, choose
 from teddy_ray.matching import Target
@@ -59,6 +59,7 @@ def run(session: Session) -> None:
             settings=(plan, storage, session.source_ref, machine, session.board.poster("synthesis")),
             call=lambda worker, unit: worker.optimise.remote(unit),
             exclusive=lambda unit: unit.classes[0],
+            mark=lambda unit: saved_digest(storage, "unit", unit.fingerprint),
             memory_remedy="lower synthesis.slots_per_unit or synthesis.classes_per_unit, or run fewer workers per node",
             title="synthesis",
             what="units",
