@@ -56,7 +56,7 @@ def contradictions(recipe: Recipe) -> Iterable[Problem]:
             yield Problem(key, list(values), "should name each only once")
     if "://" in (recipe.cluster.address or ""):  # Ray Client, which runs neither Ray Train nor Ray Data
         remedy = (
-            "should be host:port of the cluster, given on one of its nodes (`ray start --address=host:port --num-cpus=0` "
+            "should be host:port of the cluster, given on one of its nodes (ray start --address=host:port --num-cpus=0 "
             "makes this machine one); from elsewhere submit a job: ray job submit --address http://host:8265 "
             "--working-dir . -- python pipelines/distill.py RECIPE"
         )

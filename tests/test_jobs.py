@@ -97,8 +97,9 @@ def cluster() -> Iterator[RayCluster]:
     mark = {"TEDDY_TEST": uuid.uuid4().hex}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2}
     env = {**os.environ, **mark, **token, "PATH": f"{BIN}:{os.environ['PATH']}"}
-    port, dashboard = free_port(), free_port()
-    listen = ["--node-ip-address=127.0.0.1", f"--port={port}", f"--dashboard-port={dashboard}"]
+    port, dashboard, agent, client = (free_port() for _ in range(4))  # another Ray of these tests has the usual ones
+    listen = [f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    listen += ["--node-ip-address=127.0.0.1", f"--ray-client-server-port={client}"]
     sizes = ["--num-cpus=2", "--object-store-memory=150000000"]
     start = [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", *listen, *sizes]
     head = subprocess.Popen(start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -72,7 +72,12 @@ def check(session: Session) -> None:
     """Raises InputError where a member has other classes than the data, or is not as often right as it was."""
     session.start()
     part, plan = session.recipe.pool, session.plan
-    task = ray.remote(num_cpus=part.threads, num_gpus=part.gpus_per_worker, max_retries=MAX_ATTEMPTS)(_check)
+    task = ray.remote(
+        num_cpus=part.threads,
+        num_gpus=part.gpus_per_worker,
+        max_retries=MAX_ATTEMPTS,
+        scheduling_strategy="SPREAD",
+    )(_check)
     num_tasks = session.workers(part, at_most=len(plan.members))
     shares = [plan.members[first::num_tasks] for first in range(num_tasks)]
     references = [task.remote(plan, session.storage, session.source_ref, share) for share in shares]
@@ -216,7 +221,11 @@ def _fit(job: Job, num_workers: int) -> list[Exception]:
         train_worker,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
-            num_workers=num_workers, use_gpu=pool.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=num_workers,
+            use_gpu=pool.gpus_per_worker > 0,
+            resources_per_worker=resources,
+            # over all nodes, but those that share a training close to each other
+            placement_strategy="SPREAD" if pool.workers_per_base == 1 else "PACK",
         ),
         # of all workers; those that share a training make a group of their own, with nccl where it fits
         torch_config=TorchConfig(backend="gloo"),
