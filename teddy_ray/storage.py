@@ -123,8 +123,9 @@ class Storage:
         """Write one file so that a reader sees the old bytes or the new, never a part."""
         target = f"{self.root}/{path}"
         if not self.is_local:  # object stores replace an object whole, and need no folders
-            with self.fs.open_output_stream(target) as stream:
-                stream.write(data)
+            stream = self.fs.open_output_stream(target)
+            stream.write(data)
+            stream.close()  # not by `with`, which writes after an error, too, what there is by then
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
         partial = Path(self.session_folder("files"), uuid.uuid4().hex)
@@ -250,6 +251,8 @@ class Storage:
     def discard(self, stage: str, fingerprint: str) -> None:
         """Delete an artifact, if it is there. Interrupted, it leaves none that looks whole."""
         path = f"artifacts/{stage}/{fingerprint}"
+        if not self.has(stage, fingerprint):  # what lies there may be what another run publishes now
+            return
         self.delete_file(f"{path}/{MANIFEST}")
         self.delete_folder(path)
 
@@ -306,9 +309,16 @@ class Storage:
 
         No store lets many objects appear at once, and another worker may publish the same artifact now, with other
         bytes if its machine is of another kind. So files are named by their content: whichever manifest stands there
-        in the end, it names its own.
+        in the end, it names its own. Or another run discards the artifact, and deletes what is not named yet: so what
+        is gone once it is named is written again.
         """
         for name, entry in files.items():
             self.write(f"{target}/{entry['path']}", (folder / name).read_bytes())
-        if not self.is_file(f"{target}/{MANIFEST}"):
-            self.write(f"{target}/{MANIFEST}", (folder / MANIFEST).read_bytes())
+        if self.is_file(f"{target}/{MANIFEST}"):
+            return
+        self.write(f"{target}/{MANIFEST}", (folder / MANIFEST).read_bytes())
+        selector = pafs.FileSelector(f"{self.root}/{target}", allow_not_found=True, recursive=True)
+        there = {info.path.rpartition(f"{target}/")[2] for info in self.fs.get_file_info(selector)}
+        for name, entry in files.items():
+            if entry["path"] not in there:
+                self.write(f"{target}/{entry['path']}", (folder / name).read_bytes())

@@ -171,7 +171,8 @@ class _Reader(io.RawIOBase):
 class _Writer:
     """A file that is written when it is closed, so that it can be written again.
 
-    One that is only dropped, by whoever failed to fill it, is not written: an io.IOBase would be closed then.
+    One that is only dropped, by whoever failed to fill it, is not written: an io.IOBase would be closed then. But a
+    `with` block closes it, and so writes it, after an error too: `Storage.write` uses none.
     """
 
     def __init__(self, store: _Patient, path: str, metadata: Any) -> None:

@@ -140,6 +140,33 @@ def test_two_that_publish_the_same_artifact_at_once_leave_one_that_is_whole(buck
     assert artifact.read("z.txt") == b"text of " + expected
 
 
+@pytest.mark.parametrize("moment", ["first file", "last file", "manifest"])
+@pytest.mark.parametrize("ending", ["discard", "end of a discard"])
+def test_what_is_discarded_while_it_is_published_is_whole_or_not_there(bucket, monkeypatch, moment, ending):
+    """Another run discards the artifact before we write that file. The end: it had seen an older manifest."""
+    ours, theirs = Storage(bucket), Storage(bucket)
+    part = {"first file": "a.bin", "last file": "z.txt", "manifest": "manifest.json"}[moment]
+    write, met = Storage.write, []
+
+    def interrupted(self, path, data):
+        if path.endswith(part) and not met:
+            met.append(path)
+            theirs.discard("unit", UNIT) if ending == "discard" else theirs.delete_folder(FOLDER)
+        write(self, path, data)
+
+    monkeypatch.setattr(Storage, "write", interrupted)
+    artifact = put(ours)
+    assert met
+    assert (artifact.read("images/a.bin"), artifact.read("z.txt")) == (b"payload", b"text of payload")
+
+
+def test_what_is_uploaded_now_is_not_discarded(bucket, keys):
+    place = Storage(bucket)
+    place.write(f"{FOLDER}/images/123-a.bin", b"1")
+    Storage(bucket).discard("unit", UNIT)
+    assert keys() == [f"{FOLDER}/images/123-a.bin"]
+
+
 def test_of_two_publications_the_first_stays(bucket, keys):
     put(Storage(bucket), b"first")
     before = keys()
@@ -195,6 +222,16 @@ def test_part_of_a_file_and_parts_of_a_large_one(bucket, gate):
         file.seek(8_999_990)
         assert file.read(100) == content[-10:]
         assert file.read_at(5, 3) == content[3:8]
+
+
+def test_a_file_that_is_not_written_whole_leaves_the_old_one(bucket, keys):
+    place = Storage(bucket)
+    place.write("x", b"old")
+    for path in ("x", "y"):
+        with pytest.raises(TypeError):
+            place.write(path, None)
+    assert place.read("x") == b"old"
+    assert keys() == ["x"]
 
 
 # -- faults --------------------------------------------------------------------------------------------------------
