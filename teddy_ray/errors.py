@@ -48,8 +48,8 @@ class StageError(RuntimeError):
 
 
 class StoreError(StageError):
-    """An object store refused something, or failed for longer than we wait: what lies where, and why."""
+    """An object store refused something, which is final, or failed for longer than we wait: what lies where, and why."""
 
-    def __init__(self, where: str, reason: str) -> None:
+    def __init__(self, where: str, reason: str, *, is_final: bool = False) -> None:
         super().__init__("object store", where, reason)
-        self.args = (where, reason)
+        self.args, self.is_final = (where, reason), is_final

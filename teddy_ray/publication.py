@@ -18,7 +18,7 @@ from teddy_ray.recipe_file import dump_recipe
 from teddy_ray.report import write_report
 from teddy_ray.sources import Source
 from teddy_ray.storage import Storage, sha256, to_json
-from teddy_ray.summary import RECIPE, REPORT, SUMMARY, Summary, read_summary
+from teddy_ray.summary import RECIPE, REPORT, SUMMARY, Summary
 
 
 def check_run_folder(storage: Storage, name: str) -> None:
@@ -70,11 +70,13 @@ def _read_facts(storage: Storage, folder: str) -> dict[str, Any]:
 
 
 def _make_room(storage: Storage, folder: str, summary: Summary, progress: Progress) -> None:
-    previous = read_summary(storage, summary.name)
-    if previous is None:
+    if not storage.is_file(f"{folder}/{SUMMARY}"):
         return
-    theirs, ours = (run["stages"]["evaluation"]["fingerprint"] for run in (previous, summary.to_dict()))
-    if theirs == ours:
+    try:
+        theirs = str(json.loads(storage.read(f"{folder}/{SUMMARY}"))["stages"]["evaluation"]["fingerprint"])
+    except (ValueError, KeyError, TypeError):  # no version of ours writes such, but it is somebody's
+        theirs = "unknown"
+    if theirs == summary.stages["evaluation"]["fingerprint"]:
         return
     names = itertools.chain([f"{folder}~{theirs[:8]}"], (f"{folder}~{theirs[:8]}.{i}" for i in itertools.count(2)))
     kept = next(name for name in names if not storage.is_folder(name))

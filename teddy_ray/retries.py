@@ -71,7 +71,7 @@ def persist(action: Callable[[], T], doing: str, where: str) -> T:
         except OSError as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)[:LONGEST_REASON]
             if isinstance(error, FINAL_TYPES) or FINAL.search(str(error)):
-                raise StoreError(where, f"{doing} is refused ({reason})") from None
+                raise StoreError(where, f"{doing} is refused ({reason})", is_final=True) from None
             wait_s = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2 ** (attempt - 1)) * random.uniform(1 - JITTER, 1)  # noqa: S311
             spent_s = time.monotonic() - started
             if spent_s + wait_s > _patience_s.get():

@@ -102,10 +102,13 @@ class Storage:
         self.uri = uri
         self.session = uuid.uuid4().hex
         try:
-            self.fs, self.root = open_uri(uri, "storage")
+            with patience(CHECK_PATIENCE_S):
+                self.fs, self.root = open_uri(uri, "storage")
         except InputError:
             raise
-        except (ValueError, OSError, pa.ArrowNotImplementedError) as error:
+        except (ValueError, OSError, pa.ArrowNotImplementedError, StoreError) as error:
+            if isinstance(error, StoreError) and not error.is_final:
+                raise
             raise InputError(
                 [Problem("storage", uri, f"give a path or a URI such as s3://bucket/folder ({error})")]
             ) from None

@@ -31,8 +31,9 @@ SECRETS = re.compile(r"[?&][^=&]*(?:secret|token|password|key|credential|sas)[^=
 def open_uri(uri: str, key: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a path, or of a URI that pyarrow.fs opens, and the path in it.
 
-    key: what named it, for errors. Raises InputError where it has credentials in it, and ValueError, OSError or
-    ArrowNotImplementedError where there is no such file system.
+    key: what named it, for errors. Raises InputError where it has credentials in it, ValueError, OSError or
+    ArrowNotImplementedError where there is no such file system, and StoreError as `persist` does: where no region is
+    named, S3 is asked for that of the bucket.
     """
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
@@ -42,7 +43,7 @@ def open_uri(uri: str, key: str) -> tuple[pafs.FileSystem, str]:
         raise InputError([Problem(key, f"{scheme}://... with credentials in it", remedy)])
     if scheme in ("gs", "gcs") and "retry_limit_seconds" not in rest:
         uri += f"{'&' if '?' in rest else '?'}retry_limit_seconds={GCS_PATIENCE_S}"
-    fs, path = pafs.FileSystem.from_uri(uri)
+    fs, path = persist(lambda: pafs.FileSystem.from_uri(uri), "opening it", uri)
     return (fs if isinstance(fs, pafs.LocalFileSystem) else patient(fs)), path
 
 

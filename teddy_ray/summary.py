@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from teddy_ray.members import WEIGHTS
@@ -108,11 +108,12 @@ def member_bytes(plan: Plan, storage: Storage) -> int:
 
 
 def read_summary(storage: Storage, name: str) -> dict[str, Any] | None:
-    """The summary of the latest run of that name, if there is one."""
+    """The summary of the latest run of that name, if there is one with every figure that this version writes."""
     path = f"runs/{name}/{SUMMARY}"
     if not storage.is_file(path):
         return None
     try:
-        return dict(json.loads(storage.read(path)))
-    except ValueError:  # half a file is no summary
+        found = dict(json.loads(storage.read(path)))
+    except (ValueError, TypeError):
         return None
+    return found if found.keys() >= {field.name for field in fields(Summary)} else None

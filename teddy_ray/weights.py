@@ -100,6 +100,8 @@ def _read(uri: str, key: str) -> bytes:
     except InputError:
         raise
     except (ValueError, OSError, pa.ArrowNotImplementedError, StoreError) as error:
+        if isinstance(error, StoreError) and not error.is_final:  # nothing is wrong with what was asked for
+            raise
         remedy = f"should be a file of weights that can be read ({str(error).splitlines()[0]})"
         raise InputError([Problem(key, uri, remedy)]) from None
     return data

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from teddy_ray import flow
 from teddy_ray.cli import main
 from teddy_ray.errors import InputError, Problem, StageError
 from teddy_ray.storage import Storage
+from teddy_ray.summary import Summary
 
 ROWS = [
     {"title": "Teddy", "recipe": "one.yaml"},
@@ -50,7 +52,7 @@ def distilled(monkeypatch):
         prepared = flow.prepare(recipe, source=source)
         rows = ["distilled", *recipe.evaluation.controls]
         row = {"mean": 0.5, "labels": "soft", "split": "test", "student_steps": 40}
-        tree = {
+        tree = {field.name: None for field in fields(Summary)} | {
             "accuracy": dict.fromkeys(rows, row),
             "stages": {stage: {"fingerprint": each} for stage, each in prepared.plan.stages().items()},
             "num_test": 360,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.fs as pafs
 import pytest
 import torch
 from pictures import labels_by_id, make_folder, problems, source, write_parquet
@@ -14,7 +16,7 @@ from published_set import HALVES, assert_equal, publish
 from safetensors.torch import save
 
 import teddy_ray
-from teddy_ray import checkpoints, retries, storage
+from teddy_ray import checkpoints, retries, storage, stores
 from teddy_ray.checkpoints import Checkpoint
 from teddy_ray.cli import main
 from teddy_ray.errors import InputError, StoreError
@@ -69,6 +71,10 @@ def upload(place, folder):
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             place.write(path.relative_to(folder).as_posix(), path.read_bytes())
+
+
+def failing(text):
+    raise OSError(text)
 
 
 def first(number, kind, method, part):
@@ -424,6 +430,35 @@ def test_data_that_is_denied_or_not_there_is_wrong_input(bucket, gate):
     (problem,) = problems(f"{bucket}/d")
     assert (problem.key, problem.value) == ("data.source", f"{bucket}/d")
     assert "ACCESS_DENIED" in problem.remedy
+
+
+def test_a_store_that_fails_while_input_is_opened_is_no_wrong_input(bucket, gate):
+    gate.fault = lambda number, method, path: "500"
+    with patience(0), pytest.raises(StoreError, match="d: looking it up failed once"):
+        source(f"{bucket}/d")
+    with patience(0), pytest.raises(StoreError, match=r"w\.safetensors: reading it failed once"):
+        read_weights(f"{bucket}/w.safetensors", "pool.base")
+
+
+def opened_by(from_uri, monkeypatch):
+    """Instead of what Arrow does, which where no region is named asks S3 for the bucket's."""
+    file_system = SimpleNamespace(from_uri=from_uri)
+    monkeypatch.setattr(stores, "pafs", SimpleNamespace(**vars(pafs) | {"FileSystem": file_system}))
+
+
+def test_a_store_that_fails_while_it_is_opened_is_asked_again(bucket, quick, monkeypatch):
+    left = iter(["AWS Error NETWORK_CONNECTION during HeadBucket operation"] * 3)
+    opened_by(lambda uri: next(map(failing, left), None) or pafs.FileSystem.from_uri(uri), monkeypatch)
+    assert put(Storage(bucket)).read("z.txt") == b"text of payload"
+    assert not list(left)
+
+
+@pytest.mark.parametrize(("code", "kind"), [("SLOW_DOWN", StoreError), ("ACCESS_DENIED", InputError)])
+def test_a_store_that_cannot_be_opened_is_named(bucket, quick, monkeypatch, code, kind):
+    opened_by(lambda uri: failing(f"AWS Error {code} during HeadBucket operation"), monkeypatch)
+    monkeypatch.setattr(storage, "CHECK_PATIENCE_S", 0)
+    with pytest.raises(kind, match=f"{bucket}: opening it .* {code} during HeadBucket operation"):
+        Storage(bucket)
 
 
 def test_an_image_whose_store_fails_for_good_ends_the_work_as_a_failure(bucket, gate, tmp_path):

@@ -3,7 +3,7 @@
 import json
 import random
 import re
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +29,7 @@ from teddy_ray.scaling import (
     worker_counts,
 )
 from teddy_ray.storage import Storage
+from teddy_ray.summary import Summary
 from teddy_ray.tables import plan_table
 from teddy_ray.work import flops_of_stages, forward_flops, phases
 
@@ -229,7 +230,8 @@ def test_columns_end_where_more_workers_do_not_help():
 
 def write_run(storage, name, plan, seconds):
     stages = {stage: {"worker_seconds": seconds} for stage in STAGES}
-    summary = {"name": name, "device": "a slow machine", "stages": stages, "flops": flops_of_stages(plan)}
+    summary = {field.name: None for field in fields(Summary)}
+    summary |= {"name": name, "device": "a slow machine", "stages": stages, "flops": flops_of_stages(plan)}
     storage.write(f"runs/{name}/summary.json", json.dumps(summary).encode())
 
 
@@ -252,6 +254,17 @@ def test_rates_are_those_of_the_last_run_of_the_name_or_of_the_run_that_is_told(
 def test_a_run_that_is_not_there_is_an_error_where_it_was_asked_for(tmp_path):
     with pytest.raises(InputError, match=r"--rates: found 'trial'; should be the name of a finished run;"):
         rates_for(plan_of(), Storage(str(tmp_path)), run="trial")
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"3", b"[]", b"{}", b'{"name": "digits", "device": "", "flops": {}}', b'{"name": "digits", "stages": {}}']
+)
+def test_a_summary_of_another_version_or_that_is_none_counts_as_no_run(tmp_path, text):
+    storage = Storage(str(tmp_path))
+    storage.write("runs/digits/summary.json", text)
+    assert "ASSUMED (uncalibrated: no run named digits" in rates_for(plan_of(), storage).origin[0]
+    with pytest.raises(InputError, match=r"--rates: found 'digits'; should be the name of a finished run"):
+        rates_for(plan_of(), storage, run="digits")
 
 
 def test_a_stage_that_the_run_did_not_measure_is_assumed_and_named(tmp_path):

@@ -105,6 +105,8 @@ def _open(key: str, uri: str, data: Data) -> Images:
     except InputError:
         raise
     except (ValueError, OSError, pa.ArrowNotImplementedError, StoreError) as error:
+        if isinstance(error, StoreError) and not error.is_final:  # nothing is wrong with what was asked for
+            raise
         raise InputError(
             [Problem(key, uri, f"name {DIGITS}, {TORCHVISION}<Name>:<folder>, a folder or a Parquet file ({error})")]
         ) from None
