@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ DIGEST = 64
 SAVE_PATIENCE_S = 5.0
 """How long a save is tried: a GPU waits for it."""
 
+log = logging.getLogger("teddy_ray")
+_told: set[tuple[str, bool]] = set()
+
 
 class Checkpoint:
     """The one checkpoint of an artifact in the making, under artifacts/.checkpoints/.
@@ -34,11 +38,14 @@ class Checkpoint:
         self._environment = json.dumps(environment, sort_keys=True)
 
     def save(self, tensors: Mapping[str, Tensor]) -> None:
-        """Replace what was saved before, if the storage lets us: it is an insurance, and the next save may succeed."""
+        """Replace what was saved before, if the storage lets us: it is an insurance, and the next save may succeed.
+
+        The first failure of a process is a warning in its log.
+        """
         named = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         named["environment"] = _encode(self._environment)
         data = save(named)
-        with contextlib.suppress(OSError, StoreError), patience(SAVE_PATIENCE_S):
+        with _lenient("saving", self._path), patience(SAVE_PATIENCE_S):
             self._storage.write(self._path, sha256(data).encode() + data)
 
     def load(self) -> dict[str, Tensor] | None:
@@ -54,8 +61,9 @@ class Checkpoint:
         return tensors if tensors.pop("environment").equal(_encode(self._environment)) else None
 
     def drop(self) -> None:
-        """The work is finished."""
-        self._storage.delete_file(self._path)
+        """The work is finished, and published: a checkpoint that cannot be deleted is no reason to do it again."""
+        with _lenient("deleting", self._path), patience(SAVE_PATIENCE_S):
+            self._storage.delete_file(self._path)
 
 
 def saved_digest(storage: Storage, stage: str, fingerprint: str) -> str | None:
@@ -64,6 +72,18 @@ def saved_digest(storage: Storage, stage: str, fingerprint: str) -> str | None:
         return storage.read(_path(stage, fingerprint), DIGEST).decode()
     except FileNotFoundError:
         return None
+
+
+@contextlib.contextmanager
+def _lenient(doing: str, path: str) -> Iterator[None]:
+    """Goes on after an error of the storage; tells the first of a process, and the first that is final."""
+    try:
+        yield
+    except (OSError, StoreError) as error:
+        kind = (doing, getattr(error, "is_final", True))
+        if kind not in _told:
+            _told.add(kind)
+            log.warning("%s a checkpoint failed, and the work goes on without it: %s: %s", doing, path, error)
 
 
 def _path(stage: str, fingerprint: str) -> str:

@@ -45,7 +45,9 @@ def _publish_set(plan: Plan, storage: Storage, folder: str, summary: Summary, pr
     card = write_card(plan, summary).encode()
     facts, before = _facts(plan, storage, summary, card), _read_facts(storage, folder)
     same = ("format", "fingerprints", "license", "origin")
-    if all(before.get(key) == {**facts, "format": FORMAT}[key] for key in same):
+    there = {path.removeprefix(f"{folder}/") for part in PARTS for path in storage.files(f"{folder}/{part}")}
+    is_whole = there == set(before.get("files", ()))  # another run may have deleted some, or left its own
+    if is_whole and all(before.get(key) == {**facts, "format": FORMAT}[key] for key in same):
         return
     storage.delete_file(f"{folder}/{FACTS}")  # written last: without it there is no set
     for part in PARTS:  # what another or an interrupted publication left would be read as data

@@ -294,15 +294,24 @@ def test_an_artifact_whose_publication_fails_is_not_there(bucket, gate):
     assert put(place).read("z.txt") == b"text of payload"
 
 
-def test_a_checkpoint_that_cannot_be_saved_is_left(bucket, gate, monkeypatch):
+def test_a_checkpoint_that_cannot_be_saved_or_dropped_is_left_and_told(bucket, gate, monkeypatch, caplog):
+    monkeypatch.setattr(checkpoints, "_told", set())
     monkeypatch.setattr(checkpoints, "SAVE_PATIENCE_S", 0)
     checkpoint = Checkpoint(as_in_a_worker(Storage(bucket)), "unit", UNIT, {})
     checkpoint.save({"step": torch.tensor(1)})
     gate.fault = lambda number, method, path: "503"
     checkpoint.save({"step": torch.tensor(2)})
     assert 0 < len(gate.met) <= 3
+    checkpoint.drop()
+    gate.fault = lambda number, method, path: "403"
+    checkpoint.save({"step": torch.tensor(2)})
+    checkpoint.save({"step": torch.tensor(3)})
     gate.reset()
     assert checkpoint.load()["step"] == 1
+    words = [("saving", "writing it failed"), ("deleting", "deleting it failed"), ("saving", "writing it is refused")]
+    for message, (doing, why) in zip(caplog.messages, words, strict=True):
+        assert message.startswith(f"{doing} a checkpoint failed, and the work goes on without it: artifacts/.checkpoints/")
+        assert f"object store: {bucket}/artifacts/.checkpoints/unit/{UNIT}.safetensors: {why}" in message
 
 
 def test_a_session_is_closed_without_its_store(bucket, gate, monkeypatch):
