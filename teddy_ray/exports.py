@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -16,8 +16,8 @@ from teddy_ray.errors import InputError, Problem
 from teddy_ray.published import check_set, set_path
 from teddy_ray.storage import Storage
 
-UPLOADED_AT_ONCE = 1000
-"""Files held in memory meanwhile."""
+UPLOADS = 16
+"""At once; twice as many files are held in memory, which may be large."""
 
 
 def export(run: str, form: Literal["imagefolder", "parquet"], destination: str) -> str:
@@ -54,11 +54,17 @@ def _image_files(parts: Iterable[LabelledImages], classes: list[str]) -> Iterato
 
 
 def _upload(target: Storage, files: Iterator[tuple[str, bytes]]) -> None:
-    with ThreadPoolExecutor(16) as threads:  # each write waits for the store
-        while block := list(islice(files, UPLOADED_AT_ONCE)):
-            *others, last = block
-            list(threads.map(lambda file: target.write(*file), others))
-            target.write(*last)
+    waiting: deque[Future[None]] = deque()
+    last = next(files)
+    with ThreadPoolExecutor(UPLOADS) as threads:  # each write waits for the store
+        for file in files:
+            waiting.append(threads.submit(target.write, *last))
+            last = file
+            if len(waiting) == 2 * UPLOADS:
+                waiting.popleft().result()
+        for upload in waiting:
+            upload.result()
+    target.write(*last)
 
 
 def _write(target: Storage, files: Iterable[tuple[str, bytes]]) -> None:

@@ -82,7 +82,7 @@ def _make_room(storage: Storage, folder: str, summary: Summary, progress: Progre
         return
     names = itertools.chain([f"{folder}~{theirs[:8]}"], (f"{folder}~{theirs[:8]}.{i}" for i in itertools.count(2)))
     kept = next(name for name in names if not storage.is_folder(name))
-    storage.move_folder(folder, kept)
+    storage.move_folder(folder, kept, marks=[f"{DISTILLED}/{FACTS}", SUMMARY])
     progress.say(f"{storage.display(folder)} held a run of another recipe; it is now {storage.display(kept)}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import pickle
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -203,6 +204,33 @@ def test_folders_are_what_keys_make_them(bucket, keys):
     assert place.is_empty("runs/b")
 
 
+@pytest.mark.parametrize("fails", [None, "PUT", "DELETE"])
+def test_a_folder_that_is_moved_is_never_whole_at_one_place_before_it_is_at_the_other(bucket, gate, fails):
+    place, marks = Storage(bucket), ["distilled/teddy.json", "summary.json"]
+    for name in (*marks, "distilled/data/0", "distilled/data/1", "recipe.yaml"):
+        place.write(f"runs/a/{name}", name.encode())
+    asked = []
+
+    def fault(number, method, path):
+        if method not in ("GET", "HEAD"):
+            asked.append((method, path.partition("/runs/")[2]))
+        return "403" if method == fails and path.endswith("teddy.json") else None
+
+    gate.fault = fault
+    with pytest.raises(StoreError, match="is refused") if fails else nullcontext():
+        place.move_folder("runs/a", "runs/b", marks=marks)
+    gate.reset()
+    copied = [path for method, path in asked if method == "PUT" and path.startswith("b/")]
+    deleted = [path for method, path in asked if method == "DELETE" and path.startswith("a/")]
+    assert set(copied[:3]) == {"b/recipe.yaml", "b/distilled/data/0", "b/distilled/data/1"}
+    assert place.is_file("runs/a/distilled/teddy.json") == (fails is not None)
+    assert place.is_file("runs/b/summary.json") == (fails != "PUT")
+    if not fails:
+        assert set(deleted[:2]) == {f"a/{name}" for name in marks}
+        assert {name: place.read(f"runs/b/{name}") for name in marks} == {name: name.encode() for name in marks}
+        assert not place.is_folder("runs/a")
+
+
 def test_a_session_leaves_nothing(bucket, keys):
     place = Storage(f"{bucket}/x")
     put(place)
@@ -310,7 +338,9 @@ def test_a_checkpoint_that_cannot_be_saved_or_dropped_is_left_and_told(bucket, g
     assert checkpoint.load()["step"] == 1
     words = [("saving", "writing it failed"), ("deleting", "deleting it failed"), ("saving", "writing it is refused")]
     for message, (doing, why) in zip(caplog.messages, words, strict=True):
-        assert message.startswith(f"{doing} a checkpoint failed, and the work goes on without it: artifacts/.checkpoints/")
+        assert message.startswith(
+            f"{doing} a checkpoint failed, and the work goes on without it: artifacts/.checkpoints/"
+        )
         assert f"object store: {bucket}/artifacts/.checkpoints/unit/{UNIT}.safetensors: {why}" in message
 
 
