@@ -48,7 +48,7 @@ class StageError(RuntimeError):
 
 
 class StoreError(StageError):
-    """An object store refused something, which is final, or failed for longer than we wait: what lies where, and why."""
+    """An object store refused something (final), or failed for longer than we wait: what lies where, and why."""
 
     def __init__(self, where: str, reason: str, *, is_final: bool = False) -> None:
         super().__init__("object store", where, reason)

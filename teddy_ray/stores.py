@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -24,7 +25,8 @@ GCS_PATIENCE_S = 10
 SCHEMES = {"s3": "s3", "gcs": "gs", "abfs": "abfs"}
 """Arrow's name of a file system -> the scheme of its URIs."""
 
-PASSWORD = re.compile(r"[^/?#@:]*:(?!\d+/)[^@?#]*@")
+PASSWORD = re.compile(r"s3://[^/?#@:]*:[^@?#]*@|[^:]+://[^/?#@:]*:(?!\d+/)[^@?#]*@")
+"""Before the host; what may be a port, which a bucket has not, is none."""
 SECRETS = re.compile(r"[?&][^=&]*(?:secret|token|password|key|credential|sas)[^=&]*=", re.IGNORECASE)
 
 
@@ -38,7 +40,8 @@ def open_uri(uri: str, key: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in uri:
         return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     scheme, _, rest = uri.partition("://")
-    if PASSWORD.match(rest) or SECRETS.search(rest):
+    plain = unquote(uri)
+    if PASSWORD.match(plain) or SECRETS.search(plain) or "@" in plain.partition("?")[2]:  # of an endpoint there
         remedy = "a recipe is published with its run; give credentials by the environment, such as AWS_ACCESS_KEY_ID"
         raise InputError([Problem(key, f"{scheme}://... with credentials in it", remedy)])
     if scheme in ("gs", "gcs") and "retry_limit_seconds" not in rest:

@@ -91,13 +91,21 @@ def test_every_field_exists(name: str) -> None:
     check(name, read(name))
 
 
-@pytest.mark.parametrize(("name", "path"), [(name, path) for name in (*KUBERAY, *RAY_UP) for path in keys(read(name))])
-def test_a_misspelt_field_is_refused(name: str, path: tuple[Any, ...]) -> None:
-    content = own_copy(read(name))
-    holder = parent(content, path)
-    holder[f"{path[-1]}x"] = holder.pop(path[-1])
-    with pytest.raises(REFUSED):
-        check(name, content)
+@pytest.mark.parametrize("name", [*KUBERAY, *RAY_UP])
+def test_a_misspelt_field_is_refused(name: str) -> None:
+    passed = []
+    for path in keys(read(name)):
+        if path[:2] == ("spec", "rayClusterSpec") and len(path) > 2:  # the other file's, and checked there
+            continue
+        content = own_copy(read(name))
+        holder = parent(content, path)
+        holder[f"{path[-1]}x"] = holder.pop(path[-1])
+        try:
+            check(name, content)
+        except REFUSED:
+            continue
+        passed.append(path)
+    assert passed == []
 
 
 @pytest.mark.parametrize(

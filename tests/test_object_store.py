@@ -6,10 +6,8 @@ import hashlib
 import itertools
 import pickle
 from contextlib import nullcontext
-from types import SimpleNamespace
 
 import numpy as np
-import pyarrow.fs as pafs
 import pytest
 import torch
 from pictures import labels_by_id, make_folder, problems, source, write_parquet
@@ -17,7 +15,7 @@ from published_set import HALVES, assert_equal, publish
 from safetensors.torch import save
 
 import teddy_ray
-from teddy_ray import checkpoints, retries, storage, stores
+from teddy_ray import checkpoints, retries, storage
 from teddy_ray.checkpoints import Checkpoint
 from teddy_ray.cli import main
 from teddy_ray.errors import InputError, StoreError
@@ -25,7 +23,6 @@ from teddy_ray.exports import export
 from teddy_ray.published import check_set
 from teddy_ray.retries import patience
 from teddy_ray.storage import Storage
-from teddy_ray.stores import join, open_uri
 from teddy_ray.weights import read_weights
 
 UNIT = "f" * 32
@@ -72,10 +69,6 @@ def upload(place, folder):
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             place.write(path.relative_to(folder).as_posix(), path.read_bytes())
-
-
-def failing(text):
-    raise OSError(text)
 
 
 def first(number, kind, method, part):
@@ -375,78 +368,6 @@ def test_a_place_that_is_denied_or_not_there_is_wrong_input_at_once(bucket, gate
     assert gate.num_requests == before + 1
 
 
-@pytest.mark.parametrize(
-    "uri",
-    [
-        "s3://AKIA:hush@bucket/x",
-        "s3://AKIA:hu/sh@bucket/x",
-        "s3://bucket/x?secret_key=hush",
-        "s3://bucket/x?region=eu-west-1&access_key=hush",
-        "fsspec+s3://bucket/x?token=hush",
-        "abfs://container@account.dfs.core.windows.net/x?sas_token=hush",
-    ],
-)
-def test_credentials_in_a_uri_are_refused_and_not_repeated(uri, capfd, tmp_path):
-    for key, call in {
-        "storage": Storage,
-        "data.source": lambda uri: source(uri),
-        "pool.base": lambda uri: read_weights(uri, "pool.base"),
-    }.items():
-        with pytest.raises(InputError) as caught:
-            call(uri)
-        (problem,) = caught.value.problems
-        assert problem.key == key
-        assert "AWS_ACCESS_KEY_ID" in problem.remedy
-        assert not any(secret in str(caught.value) for secret in ("hush", "hu/sh"))
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(f"name: a\nstorage: {uri}\ndata: {{source: 'sklearn:digits'}}\n")
-    assert main(["plan", str(recipe)]) == 2
-    error = capfd.readouterr().err
-    assert "teddy-ray: error: storage: found '" in error
-    assert not any(secret in error for secret in ("hush", "hu/sh"))
-
-
-@pytest.mark.parametrize("uri", ["s3://bucket/a@b", "s3://bucket:9000/x@y", "gs://anonymous@bucket/x"])
-def test_a_uri_without_credentials_is_opened(object_store, uri):
-    assert open_uri(uri, "storage")[0].type_name.startswith("py::patient ")
-
-
-def test_a_pickled_storage_knows_its_endpoint_and_no_secret(object_store, bucket, monkeypatch):
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAHUSH")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "hush-hush")
-    pickled = pickle.dumps(Storage(bucket))
-    monkeypatch.delenv("AWS_ENDPOINT_URL")
-    assert b"hush" not in pickled.lower()
-    assert put(pickle.loads(pickled)).read("z.txt") == b"text of payload"
-
-
-@pytest.mark.parametrize("variable", ["AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
-@pytest.mark.parametrize("region", ["AWS_REGION", "AWS_DEFAULT_REGION"])
-def test_the_usual_variables_name_endpoint_and_region(object_store, bucket, monkeypatch, variable, region):
-    for name in ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"):
-        monkeypatch.delenv(name)
-    monkeypatch.setenv(variable, object_store.url)
-    monkeypatch.setenv(region, "eu-west-1")
-    place = Storage(bucket)
-    place.write("x", b"1")
-    assert place.read("x") == b"1"
-    assert place.fs.handler.fs.region == "eu-west-1"
-
-
-def test_what_a_uri_asks_of_its_store_stays_behind_its_path(object_store, bucket):
-    uri = f"{bucket}/x?region=eu-west-1"
-    place = Storage(uri)
-    place.write("runs/a", b"1")
-    assert place.display("runs/a") == f"{bucket}/x/runs/a?region=eu-west-1"
-    assert Storage(bucket).read("x/runs/a") == b"1"
-    assert join("a?b/c", "d") == "a?b/c/d"
-
-
-def test_google_storage_is_opened():
-    fs, path = open_uri("gs://bucket/x", "storage")
-    assert (fs.type_name, path) == ("py::patient gcs", "bucket/x")
-
-
 # -- data, sets, weights -------------------------------------------------------------------------------------------
 
 
@@ -477,27 +398,6 @@ def test_a_store_that_fails_while_input_is_opened_is_no_wrong_input(bucket, gate
         source(f"{bucket}/d")
     with patience(0), pytest.raises(StoreError, match=r"w\.safetensors: reading it failed once"):
         read_weights(f"{bucket}/w.safetensors", "pool.base")
-
-
-def opened_by(from_uri, monkeypatch):
-    """Instead of what Arrow does, which where no region is named asks S3 for the bucket's."""
-    file_system = SimpleNamespace(from_uri=from_uri)
-    monkeypatch.setattr(stores, "pafs", SimpleNamespace(**vars(pafs) | {"FileSystem": file_system}))
-
-
-def test_a_store_that_fails_while_it_is_opened_is_asked_again(bucket, quick, monkeypatch):
-    left = iter(["AWS Error NETWORK_CONNECTION during HeadBucket operation"] * 3)
-    opened_by(lambda uri: next(map(failing, left), None) or pafs.FileSystem.from_uri(uri), monkeypatch)
-    assert put(Storage(bucket)).read("z.txt") == b"text of payload"
-    assert not list(left)
-
-
-@pytest.mark.parametrize(("code", "kind"), [("SLOW_DOWN", StoreError), ("ACCESS_DENIED", InputError)])
-def test_a_store_that_cannot_be_opened_is_named(bucket, quick, monkeypatch, code, kind):
-    opened_by(lambda uri: failing(f"AWS Error {code} during HeadBucket operation"), monkeypatch)
-    monkeypatch.setattr(storage, "CHECK_PATIENCE_S", 0)
-    with pytest.raises(kind, match=f"{bucket}: opening it .* {code} during HeadBucket operation"):
-        Storage(bucket)
 
 
 def test_an_image_whose_store_fails_for_good_ends_the_work_as_a_failure(bucket, gate, tmp_path):

@@ -104,6 +104,7 @@ def test_errors_of_our_own_are_not_tried_again(clock):
                 "When getting information for key 'k' in bucket 'b': AWS Error ACCESS_DENIED during HeadObject",
                 "AWS Error INVALID_ACCESS_KEY_ID during ListObjectsV2 operation: The AWS Access Key Id does not exist",
                 "AWS Error SIGNATURE_DOES_NOT_MATCH during PutObject operation: x",
+                "AWS Error REQUEST_TIME_TOO_SKEWED during PutObject operation: The difference is too large.",
                 "AWS Error NO_SUCH_BUCKET during CreateMultipartUpload operation: The specified bucket does not exist",
                 "AWS Error UNKNOWN (HTTP status 400) during HeadObject operation: No response body.",
                 "AWS Error UNKNOWN (HTTP status 301) during HeadBucket operation: No response body.",
@@ -128,6 +129,7 @@ def test_what_no_waiting_mends_is_final_at_once(clock, error):
     [
         "AWS Error UNKNOWN (HTTP status 500) during HeadObject operation: No response body.",
         "AWS Error UNKNOWN (HTTP status 503) during HeadObject operation: No response body.",
+        "AWS Error UNKNOWN (HTTP status 409) during PutObject operation: OperationAborted",
         "AWS Error UNKNOWN (HTTP status 429) during HeadObject operation: No response body.",
         "AWS Error INTERNAL_FAILURE during ListObjectsV2 operation: x",
         "AWS Error SERVICE_UNAVAILABLE during GetObject operation: x",

@@ -64,10 +64,6 @@ def test_a_manifest_has_stage_fingerprint_and_size_and_hash_of_every_file(storag
 
 
 def test_sizes_are_those_of_all_files_of_each_artifact(storage):
-    check_sizes(storage)
-
-
-def check_sizes(storage):
     assert storage.sizes("unit") == {}
     for fingerprint, content in (("e" * 32, b"longer payload"), ("f" * 32, b"payload")):
         put(storage, content, fingerprint)
@@ -287,51 +283,6 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path, place):
 def test_checking_a_place_leaves_nothing_behind(tmp_path, place):
     Storage(str(tmp_path / place)).check_writable()
     assert os.listdir(tmp_path) == []
-
-
-# -- object stores -------------------------------------------------------------------------------------------------
-
-
-def test_an_object_store_publishes_and_reads(bucket):
-    bucket.check_writable()
-    assert put(bucket).read("images/a.bin") == b"payload"
-    bucket.write("runs/a/x", b"old")
-    bucket.write("runs/a/x", b"new")
-    assert bucket.read("runs/a/x") == b"new"
-    bucket.close_session()
-    assert bucket.has("unit", "f" * 32)
-
-
-def test_an_object_store_knows_the_sizes_of_artifacts(bucket):
-    check_sizes(bucket)
-
-
-def test_an_object_store_keeps_the_first_of_two_publications(bucket):
-    put(bucket, b"first")
-    put(bucket, b"second")
-    assert bucket.open("unit", "f" * 32).read("images/a.bin") == b"first"
-
-
-def test_an_object_store_has_no_artifact_until_all_its_files_are_there(bucket, monkeypatch):
-    class Cut:
-        def __init__(self, fs):
-            self._fs = fs
-
-        def __getattr__(self, name):
-            return getattr(self._fs, name)
-
-        def open_output_stream(self, path):
-            if path.endswith("z.txt"):
-                raise OSError("connection lost")
-            return self._fs.open_output_stream(path)
-
-    whole = bucket.fs
-    bucket.fs = Cut(whole)
-    with pytest.raises(OSError, match="connection lost"):
-        put(bucket)
-    bucket.fs = whole
-    assert not bucket.has("unit", "f" * 32)
-    assert put(bucket).read("images/a.bin") == b"payload"
 
 
 # -- JSON ----------------------------------------------------------------------------------------------------------
