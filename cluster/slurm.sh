@@ -1,6 +1,6 @@
 #!/bin/bash
 # One run on the nodes of a Slurm job, from the repository's root, where .venv is what `make` built on a shared disk:
-#   sbatch --nodes=4 cluster/slurm.sh pipelines/recipes/imagenet1k.yaml --storage /shared/teddy
+#   sbatch --nodes=4 --gpus-per-node=2 --cpus-per-task=16 cluster/slurm.sh pipelines/recipes/imagenet1k.yaml --storage /shared/teddy
 # Everything after the script goes to pipelines/distill.py. The same command resumes; a preempted job does so by itself.
 #SBATCH --job-name=teddy-ray
 #SBATCH --nodes=2
@@ -29,7 +29,8 @@ ip=${HEAD_IP:-$(getent ahostsv4 "$head" | awk '!/^127\./ {print $1; exit}' || tr
 ip=${ip:-$(hostname -I | awk '{print $1}')} # HEAD_IP, where neither is what the other nodes reach
 port=$((20000 + SLURM_JOB_ID % 10000))      # above Ray's worker ports, below those that the kernel gives out
 address=$ip:$port
-start=(ray start --disable-usage-stats --block --num-cpus="$SLURM_CPUS_PER_TASK" --temp-dir="/tmp/ray-$SLURM_JOB_ID")
+folder=/tmp/ray-$SLURM_JOB_ID               # of each node
+start=(ray start --disable-usage-stats --block --num-cpus="$SLURM_CPUS_PER_TASK" --temp-dir="$folder")
 
 steps=()
 driver=
@@ -37,6 +38,7 @@ finish() {
     trap - EXIT
     kill "${steps[@]}" 2>/dev/null || true # srun passes it on, and `ray start --block` ends what it started
     wait "${steps[@]}" 2>/dev/null || true
+    timeout 30 srun --nodes="${#nodes[@]}" --ntasks="${#nodes[@]}" rm -rf "$folder" || true
     rm -f "$RAY_AUTH_TOKEN_PATH"
 }
 trap finish EXIT

@@ -15,8 +15,10 @@ SCRIPT = Path(__file__).parent.parent / "cluster" / "slurm.sh"
 STAND_INS = {
     "scontrol": 'printf "%s\\n" $NODES',
     "getent": 'echo "127.0.1.1 STREAM $2"; echo "10.0.0.7 STREAM"',
-    # a step lives until it is ended, as `ray start --block` does
-    "srun": 'echo "srun $*" >> $LOG; trap "echo ended: ${*: -1} >> $LOG; exit" TERM; while :; do sleep 0.05; done',
+    # a step lives until it is ended, as `ray start --block` does, but for the last, which deletes
+    "srun": """
+        echo "srun $*" >> $LOG; case "$*" in *" rm "*) exit ;; esac
+        trap "echo ended: ${*: -1} >> $LOG; exit" TERM; while :; do sleep 0.05; done""",
     "ray": 'echo "ray $*" >> $LOG; [ -z "$HEAD_FAILS" ]',
     "sleep": "exec /bin/sleep 0.05",
     "python": """
@@ -100,12 +102,13 @@ def test_the_drivers_status_is_the_jobs_and_ray_is_ended(job: dict[str, str], st
     assert start(job).wait(20) == status
     ended = [line for line in log(job) if line.startswith("ended")]
     assert sorted(ended) == ["ended: --address=10.0.0.7:24567", "ended: --dashboard-host=127.0.0.1"]
+    assert log(job)[-1] == "srun --nodes=3 --ntasks=3 rm -rf /tmp/ray-1234567"
 
 
 def test_one_node_has_no_further_workers(job: dict[str, str]) -> None:
     job["NODES"] = "node1"
     assert start(job).wait(20) == 0
-    assert len([line for line in log(job) if line.startswith("srun")]) == 1
+    assert len([line for line in log(job) if line.startswith("srun") and "ray start" in line]) == 1
     assert "joined 1" in log(job)
 
 
