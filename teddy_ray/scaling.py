@@ -1,7 +1,7 @@
 """How long a plan takes on so many workers, before anything runs: measured or assumed rates, scheduled as stages do.
 
-Every piece of work is handed out to simulated workers by the real dispatcher. What is supposed beyond that is told by
-`assumptions`, a line each.
+Every piece of work is handed out to simulated workers by the real dispatcher. Pool and statistics, which Ray Train and
+Ray Data schedule in reality, are supposed to be handed out so too. `assumptions` tells what is supposed, a line each.
 """
 
 from __future__ import annotations
@@ -90,10 +90,10 @@ def rates_for(plan: Plan, storage: Storage, *, run: str | None = None, teraflops
     """
     name = run or plan.recipe.name
     summary = read_summary(storage, name) if teraflops is None else None
-    if summary is None and run is not None:
+    if run is not None and not (summary and summary["flops"]):
         where = storage.display(f"runs/{run}")
         raise InputError([Problem("--rates", run, f"should be the name of a finished run; there is none at {where}")])
-    return measured(plan, summary) if summary else assumed(plan, teraflops)
+    return measured(plan, summary) if summary and summary["flops"] else assumed(plan, teraflops)
 
 
 def assumed(plan: Plan, teraflops: float | None = None) -> Rates:
@@ -303,6 +303,10 @@ def assumptions(plan: Plan, rates: Rates, work: Sequence[Phase]) -> Iterator[str
     yield (
         "all workers are alike and there from the beginning, each with a GPU (or its share) and CPUs of its own; none "
         "is lost"
+    )
+    yield (
+        "every start reads all of the data once, which is not counted: of class folders in a bucket a request per "
+        "image, hours for a million; pack them into Parquet files (cluster/README.md)"
     )
     starts = ", ".join(f"{phase.what} {START_S[phase.like]:g}" for phase in work)
     yield f"seconds of start-up, as on two busy CPU cores with local storage: Ray {RAY_START_S:g}, {starts}"

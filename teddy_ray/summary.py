@@ -21,7 +21,8 @@ RECIPE, SUMMARY, REPORT = "recipe.yaml", "summary.json", "report.html"
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """What summary.json holds. Accuracies are fractions; seconds are wall time of the session that did the work,
-    worker_seconds the sum over its workers; flops are the operations of that work, as `work.flops_of_stages` counts.
+    worker_seconds the sum over its workers; flops are the operations of that work, as `work.flops_of_stages` counts,
+    none where a model cannot be counted.
 
     bytes: images as PNG and as raw pixels, labels before compression, stored: the Parquet files, members: the weights
     that are published where no labels are. labels: their form; mass_kept is the share of them that is stored.
@@ -93,12 +94,20 @@ def summarise(plan: Plan, storage: Storage, *, reused: Sequence[str]) -> Summary
             "mass_kept": manifests["labels"]["mass_kept"],
         },
         synthesis={"images_steps_per_s": synthesis["images_steps_per_s"], "units": plan.num_units},
-        flops=flops_of_stages(plan),
+        flops=_flops(plan),
         generation={"chosen": plan.pool_plan.generation, "reason": plan.pool_plan.generation_reason},
         pool=manifests["pool"]["members"],
         versions=synthesis["versions"],
         device=synthesis["device"],
     )
+
+
+def _flops(plan: Plan) -> dict[str, float]:
+    """Empty where a model cannot be counted: its run, which is over, does not fail for that."""
+    try:
+        return dict(flops_of_stages(plan))
+    except Exception:  # noqa: BLE001  # a model of the user's, under PyTorch's counter
+        return {}
 
 
 def member_bytes(plan: Plan, storage: Storage) -> int:

@@ -32,8 +32,6 @@ TOO_MANY_TO_KEEP = (
     "from Parquet that reads a row group for each image: raise it, or use class folders"
 )
 
-NOTHING_LEFT = "Nothing is left to compute."
-
 
 def title(row: str) -> str:
     """What a row of the table is called, such as `distilled, 900 epochs (student resnet18)`."""

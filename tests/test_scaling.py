@@ -258,7 +258,15 @@ def test_a_run_that_is_not_there_is_an_error_where_it_was_asked_for(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b"3", b"[]", b"{}", b'{"name": "digits", "device": "", "flops": {}}', b'{"name": "digits", "stages": {}}'],
+    [
+        json.dumps({field.name: {} for field in fields(Summary)}).encode(),
+        b"",
+        b"3",
+        b"[]",
+        b"{}",
+        b'{"name": "digits", "device": "", "flops": {}}',
+        b'{"name": "digits", "stages": {}}',
+    ],
 )
 def test_a_summary_of_another_version_or_that_is_none_counts_as_no_run(tmp_path, text):
     storage = Storage(str(tmp_path))
