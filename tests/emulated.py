@@ -48,7 +48,9 @@ class EmulatedCluster:
         return self.nodes[-1]
 
     def close(self) -> None:
-        self._cluster.shutdown()
+        """Ends its processes. Another Ray of this process would not outlive the cluster's own shutdown."""
+        for node in [*self.nodes, self.head]:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 class Driver:

@@ -28,6 +28,7 @@ from teddy_ray.recipe import Pool
 from teddy_ray.sources import Images, Source
 from teddy_ray.sources.loader import Loader
 from teddy_ray.stages.board import Poster
+from teddy_ray.stages.machine import node_id
 from teddy_ray.storage import Storage
 from teddy_ray.training import State
 
@@ -224,7 +225,7 @@ class _Trainer:
             accuracy=measure(model, self._validation, np.arange(len(self._validation.labels)), self._device),
             check_accuracy=measure(model, self._validation, check_rows(len(self._validation.labels)), self._device),
             facts={
-                "node": ray.get_runtime_context().get_node_id(),
+                "node": node_id(),
                 "losses": state.losses,
                 "resumed_at": resumed_at,
                 "precision": "bf16" if self._bf16 else "fp32",
