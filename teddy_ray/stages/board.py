@@ -82,6 +82,8 @@ class _Posts:
     def done(self, stage: str, item: str) -> None:
         self._done.inc(1, {"stage": stage})
         self._shares.pop(item, None)
+        if item in self._posts:
+            self._posts[item] = Post(1.0, "", {})
 
     def lost(self, stage: str, num: int) -> None:
         if num:

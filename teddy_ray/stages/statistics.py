@@ -144,7 +144,12 @@ def _take(session: Session, chunks: Sequence[Chunk], machine: Machine, kernels: 
         while missing:
             running, size, cut_short = {chunk.fingerprint: chunk.name for chunk in missing}, num_workers(), False
             round_ = _round(missing, settings, part, size)
-            with _ticking(lambda: show(total - len(running), list(running.values()))):  # noqa: B023  # ends before
+
+            def tick(running: dict[str, str] = running) -> None:
+                num_workers()  # which tells of nodes that come and go
+                show(total - len(running), list(running.values()))
+
+            with _ticking(tick):
                 for row in round_:
                     rows.append(row)
                     del running[row["fingerprint"]]

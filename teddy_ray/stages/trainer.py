@@ -48,12 +48,13 @@ class _Desk:
     def take(self, taker: str) -> int:
         if self._reserved[taker]:
             return self._reserved[taker].pop(0)
-        if not self._left:
+        if not self._left or taker not in self._taken:
             return -1
         self._taken[taker].append(position := self._left.pop(0))
         return position
 
     def put_back(self, taker: str, finished: Sequence[int]) -> None:
+        self._reserved[taker] = []  # one that is still at it gets nothing more of its own
         self._left = sorted({*self._left, *self._taken.pop(taker)} - set(finished))
 
     def num_left(self) -> int:
