@@ -88,10 +88,10 @@ def distill(recipe: Recipe, progress: Progress, source: Source | None = None) ->
                     progress.say(f"{stage:<10} done in {seconds:.1f} s", stage=stage, seconds=seconds)
                 else:
                     progress.say(f"{stage:<10} reused ({fingerprint[:8]})", stage=stage)
-                if recipe.logs.tensorboard:
-                    _write_events(plan, storage, stage)
         summary = summarise(plan, storage, reused=[stage for stage in plan.stages() if stage not in missing])
         publish_run(plan, prepared.source, storage, summary, progress)
+        if recipe.logs.tensorboard:
+            _write_events(plan, storage)
     finally:
         storage.close_session()
     return summary
@@ -106,10 +106,11 @@ def _run(session: Session, stage: str, function: str) -> None:
         raise StageError(stage, "Ray", str(error)) from error
 
 
-def _write_events(plan: Plan, storage: Storage, stage: str) -> None:
+def _write_events(plan: Plan, storage: Storage) -> None:
     from teddy_ray.tensorboard import write_events  # a second of imports, for those who ask for it
 
-    write_events(plan, storage, stage)
+    for stage in plan.stages():
+        write_events(plan, storage, stage)
 
 
 def _facts(source: Source) -> DataFacts:

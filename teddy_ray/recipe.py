@@ -392,8 +392,8 @@ class Logs(Part):
     """text: progress for people. json: one object per line, the workers' own log files under Ray's included, with
     stage, item (a unit, say) and node."""
     tensorboard: Execution[bool] = False
-    """Write the curves of each finished stage to runs/<name>/tensorboard/, one run of TensorBoard's per training, unit
-    and student."""
+    """Write the curves of every stage of a finished run to runs/<name>/tensorboard/, one run of TensorBoard's per
+    training, unit and student."""
 
 
 class Recipe(Part):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ TENSORBOARD = "tensorboard"
 
 
 class Point(NamedTuple):
-    """A scalar of a curve. of: what it belongs to, such as a unit."""
+    """A scalar of a curve. of: what it belongs to, such as a unit; points of one stand together."""
 
     curve: str
     of: str
@@ -25,23 +26,16 @@ class Point(NamedTuple):
 
 
 def write_events(plan: Plan, storage: Storage, stage: str) -> None:
-    """Write the file of a finished stage, in place of an earlier one."""
-    points = list(_points(plan, storage, stage))
-    if not points:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        writers: dict[str, SummaryWriter] = {}
-        for point in points:
-            if point.of not in writers:
-                writers[point.of] = SummaryWriter(str(Path(folder, _file_name(point.of))))
-            writers[point.of].add_scalar(f"{stage}/{point.curve}", point.value, point.step)
-        target = f"runs/{plan.recipe.name}/{TENSORBOARD}/{stage}"
-        storage.delete_folder(target)
-        for writer in writers.values():
-            writer.close()
-        for path in sorted(Path(folder).rglob("*")):
-            if path.is_file():
-                storage.write(f"{target}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+    """Write the files of a finished stage, in place of earlier ones."""
+    target = f"runs/{plan.recipe.name}/{TENSORBOARD}/{stage}"
+    storage.delete_folder(target)
+    for of, points in groupby(_points(plan, storage, stage), key=lambda point: point.of):
+        with tempfile.TemporaryDirectory() as folder:
+            with SummaryWriter(folder) as writer:
+                for point in points:
+                    writer.add_scalar(f"{stage}/{point.curve}", point.value, point.step)
+            for path in Path(folder).iterdir():
+                storage.write(f"{target}/{_file_name(of)}/{path.name}", path.read_bytes())
 
 
 def _points(plan: Plan, storage: Storage, stage: str) -> Iterator[Point]:

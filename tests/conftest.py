@@ -101,6 +101,19 @@ def in_memory(pixels: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> L
     return Labelled(lambda parts: (pixels[part] for part in parts), labels)
 
 
+class Silent:
+    """A poster for workers that run in this process."""
+
+    def begin(self, item: str, share: float = 0.0, note: str = "") -> None:
+        pass
+
+    def __call__(self, item: str, share: float, note: str = "", **measures: float) -> None:
+        pass
+
+    def done(self, item: str, seconds: float) -> None:
+        pass
+
+
 @pytest.fixture(scope="session")
 def shared_ray() -> Iterator[None]:
     """One local Ray for every test that ends no node and no driver. Four logical CPUs, however many there are."""

@@ -12,8 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
+from ray.experimental.internal_kv import _initialize_internal_kv, _internal_kv_reset
 
 HEALTH = {
     "health_check_initial_delay_ms": 0,
@@ -36,6 +38,7 @@ class EmulatedCluster:
         self.head: Node = self._cluster.head_node
         self.nodes: list[Node] = [self._cluster.add_node(wait=False, **NODE) for _ in range(num_nodes)]
         self._cluster.wait_for_nodes(timeout=120)
+        _own_key_value_store()
 
     def kill(self, node: Node) -> None:
         """SIGKILL to all of a node's own processes, at once; its workers end with it."""
@@ -48,7 +51,16 @@ class EmulatedCluster:
         return self.nodes[-1]
 
     def close(self) -> None:
-        self._cluster.shutdown()
+        """Ends its processes. Another Ray of this process would not outlive the cluster's own shutdown."""
+        for node in [*self.nodes, self.head]:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+
+def _own_key_value_store() -> None:
+    """A head that starts makes its store that of this process, whatever Ray the process has joined."""
+    _internal_kv_reset()
+    if ray.is_initialized():
+        _initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
 
 
 class Driver:
@@ -76,7 +88,7 @@ class Driver:
     def text(self) -> str:
         return "\n".join(self.lines)
 
-    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 120) -> None:
+    def wait_for(self, condition: Callable[[], bool], timeout_s: float = 300) -> None:
         """Until the condition holds. Fails where the program ends before."""
         deadline = time.monotonic() + timeout_s
         while not condition():
@@ -84,7 +96,7 @@ class Driver:
             assert time.monotonic() < deadline, f"not in {timeout_s} s:\n{self.text}"
             time.sleep(0.02)
 
-    def follow(self, look: Callable[[], None], timeout_s: float = 240) -> int:
+    def follow(self, look: Callable[[], None], timeout_s: float = 600) -> int:
         """Its exit status. Looks all the time until then."""
         deadline = time.monotonic() + timeout_s
         while self.process.poll() is None and time.monotonic() < deadline:
@@ -92,7 +104,7 @@ class Driver:
             time.sleep(0.02)
         return self.finish(timeout_s=10)
 
-    def finish(self, timeout_s: float = 240) -> int:
+    def finish(self, timeout_s: float = 600) -> int:
         """Its exit status. Kills it where it takes longer."""
         try:
             self.process.wait(timeout_s)

@@ -216,6 +216,7 @@ def test_the_entry_point_for_jobs_is_the_same_command(file, storage):
     assert "--set seed: found '-1'; leave it out" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_methods_at_two_numbers_of_images(shared_ray, file, storage, capfd):
     """End to end; the runs share pool and statistics, and the report of each stands where the page links to."""
     stages = ("pool", "statistics", "synthesis", "labels", "evaluation")

@@ -19,6 +19,7 @@ from teddy_ray.stages.dispatch import (
     LOOK_AHEAD,
     MAX_ATTEMPTS,
     POLL_S,
+    TOGETHER_S,
     Dispatcher,
     Done,
     Failed,
@@ -45,7 +46,7 @@ class Script:
     def __init__(self, starts: Sequence[Outcome | None] = (), **script: list[Outcome]) -> None:
         self.script, self.now, self.log = script, 0.0, list[str]()
         self.alive, self.running, self.starting = set[int](), dict[int, Word](), dict[int, Outcome]()
-        self._numbers, self._starts = count(1), list(starts)
+        self._numbers, self._starts, self.start_s = count(1), list(starts), 0.0
 
     def start(self) -> int:
         worker = next(self._numbers)
@@ -62,6 +63,7 @@ class Script:
 
     def wait(self, timeout_s: float) -> list[tuple[int, Outcome]]:
         if self.starting:
+            self.now += self.start_s
             starting, self.starting = self.starting, {}
             return list(starting.items())
         self.now += timeout_s
@@ -211,10 +213,16 @@ def test_a_worker_that_cannot_be_set_up_ends_the_run_at_once(outcome: Outcome, m
 
 def test_workers_lost_as_they_start_are_replaced_but_not_for_ever() -> None:
     lost = Lost("node gone")
+    script = Script(starts=[lost] * 50)  # at the same time, as with a node that was to hold them all
+    assert len(list(dispatcher(script, 50).run(words(" ".join(str(number) for number in range(50)))))) == 50
+
     script = Script(starts=[lost] * (MAX_ATTEMPTS - 1))
+    script.start_s = TOGETHER_S
     assert len(list(dispatcher(script, 1).run(words("a b")))) == 2
     script = Script(starts=[lost] * MAX_ATTEMPTS)
-    with pytest.raises(StageError, match=r"^spelling: a worker: 5 in a row were lost as they started: node gone$"):
+    script.start_s = TOGETHER_S
+    text = r"^spelling: its workers: 5 times in a row they were lost as they started: node gone$"
+    with pytest.raises(StageError, match=text):
         list(dispatcher(script, 1).run(words("a b")))
     assert not script.alive
 

@@ -93,7 +93,7 @@ def listens(port: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     mark = {"TEDDY_TEST": uuid.uuid4().hex}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2}
     env = {**os.environ, **mark, **token, "PATH": f"{BIN}:{os.environ['PATH']}"}
@@ -102,12 +102,14 @@ def cluster() -> Iterator[RayCluster]:
     listen += ["--node-ip-address=127.0.0.1", f"--ray-client-server-port={client}"]
     sizes = ["--num-cpus=2", "--object-store-memory=150000000"]
     start = [BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", *listen, *sizes]
-    head = subprocess.Popen(start, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    log = tmp_path_factory.mktemp("head") / "log"
+    with open(log, "w") as stream:
+        head = subprocess.Popen(start, env=env, stdout=stream, stderr=subprocess.STDOUT)
     try:
         cluster = RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", env)
         deadline = time.monotonic() + 120
         while not listens(dashboard) or not cluster.is_up():
-            assert head.poll() is None, "ray start failed"
+            assert head.poll() is None, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.2)
         yield cluster

@@ -26,6 +26,7 @@ from teddy_ray.progress import Progress
 from teddy_ray.recipe import Recipe
 from teddy_ray.stages import pool
 from teddy_ray.stages.session import Session
+from teddy_ray.stages.trainer import _Desk
 
 WORKER = "ray::RayTrainWorker"
 
@@ -192,3 +193,26 @@ def test_rows_of_the_check_are_spread_over_the_validation_part() -> None:
     assert len(rows) == 200
     assert (rows[0], rows[-1]) == (0, 9_999)
     assert set(np.diff(rows)) <= {50, 51}
+
+
+def test_the_desk_hands_out_every_training_once_whoever_is_lost() -> None:
+    desk = _Desk(5)
+    desk.reserve("a", 2)
+    assert desk.num_left() == 3  # those of a run that has yet to come up are spoken for
+    desk.reserve("b", 1)
+    assert [desk.take("a"), desk.take("b"), desk.take("a"), desk.take("a")] == [0, 2, 1, 3]
+    desk.put_back("a", finished=[0])
+    assert desk.take("a") == -1  # a worker that is given up but still alive
+    assert desk.num_left() == 3
+    assert [desk.take("b") for _ in range(4)] == [1, 3, 4, -1]
+
+    desk.put_back("b", finished=[1, 2, 3, 4])
+    assert desk.num_left() == 0
+
+
+def test_trainings_reserved_and_never_begun_are_put_back() -> None:
+    desk = _Desk(3)
+    desk.reserve("a", 3)
+    assert desk.take("a") == 0
+    desk.put_back("a", finished=[])
+    assert desk.num_left() == 3

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Run, content_hashes, copy_artifacts, open_session, processes, tiny
+from conftest import Run, Silent, content_hashes, copy_artifacts, open_session, processes, tiny
 from torch import nn
 
 from teddy_ray.augment import apply_boxes, boxes_of
@@ -183,7 +183,7 @@ def worker(finished: Run, tmp_path: Path) -> ChunkWorker:
         session.source_ref,
         machine,
         machine.kernels,
-        lambda *_, **__: None,  # type: ignore[arg-type]
+        Silent(),  # type: ignore[arg-type]
     )
 
 
@@ -206,7 +206,7 @@ def test_plain_view_is_the_image_as_it_is(finished: Run, tmp_path: Path) -> None
         session.source_ref,
         machine,
         False,
-        lambda *_, **__: None,  # type: ignore[arg-type]
+        Silent(),  # type: ignore[arg-type]
     )
     chunk = Chunk(range(50, 75), "some")
     views = torch.cat([x for x, _ in worker._batches(chunk, torch.zeros(25))])

@@ -77,6 +77,17 @@ def test_measures_are_exported_as_the_progress_shows_them(exported: dict[tuple[s
     assert exported["teddy_statistics", "synthesis"] == 3.5
 
 
+def test_what_runs_no_longer_has_no_rate_and_what_is_done_is_done(
+    exported: dict[tuple[str, str], float],
+) -> None:
+    posts = board._Posts()
+    posts.post("pool", "training", Post(0.6, "epoch 3", {"loss": 1.5}))
+    assert posts.read("pool", ["training"]) == (0.6, "loss 1.50")
+    posts.done("pool", "training")
+    assert posts.read("pool", ["training"]) == (1.0, "")
+    assert exported["teddy_loss", "pool"] == 0
+
+
 def test_ray_s_prometheus_endpoint_tells_them(shared_ray: None) -> None:
     here = Board()
     poster = here.poster("synthesis")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def exists() -> bool:
 
 
 def ask(bundles: Sequence[dict[str, float]]) -> None:
-    """The cluster is to have room for these at the same time; none of them takes back what was asked for before."""
+    """The cluster is to have room for these at the same time, in place of what was asked for before, by anyone."""
     request_resources(bundles=list(bundles))
 
 
@@ -44,4 +45,5 @@ def _report() -> dict[str, Any]:
 
 def _names_node_types(report: dict[str, Any]) -> bool:
     """A configured autoscaler names the type of each node; the others give each an id of its own for one."""
-    return any(not str(kind).startswith("node_") for kind in (report.get("node_type_mapping") or {}).values())
+    types = (report.get("node_type_mapping") or {}).values()
+    return any(not re.fullmatch(r"node_[0-9a-f]+", str(kind)) for kind in types)

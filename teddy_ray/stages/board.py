@@ -8,12 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import ray
+from ray.exceptions import RayError
 from ray.util.metrics import Counter, Gauge
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from teddy_ray.progress import Bar
 
 MIN_INTERVAL_S = 1.0
+READ_S = 10.0
 STAGE = ("stage",)
 """The tag of every metric."""
 
@@ -80,6 +82,8 @@ class _Posts:
     def done(self, stage: str, item: str) -> None:
         self._done.inc(1, {"stage": stage})
         self._shares.pop(item, None)
+        if item in self._posts:
+            self._posts[item] = Post(1.0, "", {})
 
     def lost(self, stage: str, num: int) -> None:
         if num:
@@ -88,10 +92,11 @@ class _Posts:
     def read(self, stage: str, running: Iterable[str]) -> tuple[float, str]:
         names = set(running)
         self._posts = {item: post for item, post in self._posts.items() if item in names}
-        for name, value in measures_of(self._posts).items():
-            if name not in self._gauges:
-                self._gauges[name] = Gauge(f"teddy_{name}", "As the progress shows it.", STAGE)
-            self._gauges[name].set(value, {"stage": stage})
+        measures = measures_of(self._posts)
+        for name in measures.keys() - self._gauges.keys():
+            self._gauges[name] = Gauge(f"teddy_{name}", "As the progress shows it; 0 where nothing runs.", STAGE)
+        for name, gauge in self._gauges.items():
+            gauge.set(measures.get(name, 0.0), {"stage": stage})
         return summarise(self._posts)
 
 
@@ -100,11 +105,14 @@ class Board:
 
     def __init__(self) -> None:
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        self.actor: Any = ray.remote(_Posts).options(num_cpus=0, scheduling_strategy=here).remote()
+        self.actor: Any = ray.remote(_Posts).options(num_cpus=0, max_restarts=-1, scheduling_strategy=here).remote()
 
     def read(self, stage: str, running: Collection[str]) -> tuple[float, str]:
         """The shares done of the items that run, summed, and a note on them. All other items are forgotten."""
-        share, note = ray.get(self.actor.read.remote(stage, running))
+        try:
+            share, note = ray.get(self.actor.read.remote(stage, running), timeout=READ_S)
+        except RayError:  # what a person sees is not worth the run
+            return 0.0, ""
         return share, note
 
     def lost(self, stage: str, num: int = 1) -> None:

@@ -27,6 +27,7 @@ from teddy_ray.recipe import Recipe
 from teddy_ray.sources import Source
 from teddy_ray.sources.loader import Loader
 from teddy_ray.stages.board import Poster
+from teddy_ray.stages.machine import node_id
 from teddy_ray.statistics import Measurer
 from teddy_ray.storage import Storage
 from teddy_ray.stored_moments import write_chunk
@@ -124,7 +125,7 @@ class ChunkWorker:
                 "num_decoded": self._loader.num_decoded - decoded,
                 "device": environment(self._device, kernels=self._kernels)["device"],
                 "pid": os.getpid(),
-                "node": ray.get_runtime_context().get_node_id(),
+                "node": node_id(),
                 "seconds": time.monotonic() - started,
             }
         self._poster.done(chunk.name, draft.facts["seconds"])

@@ -57,5 +57,7 @@ def work_off(
             memory_remedy=memory_remedy,
             on_lost=tell,
         )
-        for _ in dispatcher.run(items, session.board.shown_on(bar, stage)):
-            pass
+        show = session.board.shown_on(bar, stage)
+        for num_done, _ in enumerate(dispatcher.run(items, show), start=1):
+            num_workers.at_most = min(at_once, num_items - num_done)
+        show(num_items, [])

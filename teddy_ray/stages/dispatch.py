@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -18,6 +19,8 @@ ones, and where there are hardly more keys than workers all wait for those in th
 IDLE_S = 10.0
 """How long a worker is kept while every item within sight waits for its key: a new one takes its time to start."""
 POLL_S = 0.5
+TOGETHER_S = 10.0
+"""Workers lost within so long as they start are one event, such as the death of a node that was to hold eight."""
 
 
 class Item(Protocol):
@@ -120,7 +123,7 @@ class Dispatcher(Generic[T]):
         """report: told now and then how many items are done and the names of those that run."""
         queue = _Queue(items, self.exclusive)
         crew = _Crew[T]()
-        num_done, reported, failed_starts = 0, self.clock(), 0
+        num_done, reported, failures = 0, self.clock(), _FailedStarts()
         try:
             while True:
                 self._hand_out(queue, crew)
@@ -129,7 +132,7 @@ class Dispatcher(Generic[T]):
                 finished = []
                 for worker, outcome in self.executor.wait(POLL_S):
                     if worker in crew.starting:
-                        failed_starts = self._check_start(outcome, failed_starts)
+                        self._check_start(outcome, failures)
                         crew.starting.remove(worker)
                         if isinstance(outcome, Up):
                             crew.idle[worker] = _Rest(None, self.clock())
@@ -180,18 +183,22 @@ class Dispatcher(Generic[T]):
             self.executor.stop(worker)
             del crew.idle[worker]
 
-    def _check_start(self, outcome: Outcome, failed_starts: int) -> int:
-        """How many workers in a row did not come up. Raises StageError where another would not either."""
+    def _check_start(self, outcome: Outcome, failures: _FailedStarts) -> None:
+        """Raises StageError where a worker did not come up and another would not either."""
         if isinstance(outcome, Up):
-            return 0
+            failures.num = 0
+            return
         if isinstance(outcome, Failed):
             raise own_error(outcome.error, self.stage, "a worker") from None
-        reason = outcome.reason if isinstance(outcome, Lost) else ""
-        if isinstance(outcome, Lost) and outcome.why == "setup":
-            raise StageError(self.stage, "a worker", f"could not be set up: {reason}")
-        if failed_starts + 1 >= MAX_ATTEMPTS:
-            raise StageError(self.stage, "a worker", f"{MAX_ATTEMPTS} in a row were lost as they started: {reason}")
-        return failed_starts + 1
+        assert isinstance(outcome, Lost)
+        if outcome.why == "setup":
+            raise StageError(self.stage, "a worker", f"could not be set up: {outcome.reason}")
+        if self.clock() - failures.since < TOGETHER_S:
+            return
+        failures.num, failures.since = failures.num + 1, self.clock()
+        if failures.num >= MAX_ATTEMPTS:
+            reason = f"{MAX_ATTEMPTS} times in a row they were lost as they started: {outcome.reason}"
+            raise StageError(self.stage, "its workers", reason)
 
     def _check_worth_another(self, task: _Task[T], outcome: Outcome) -> None:
         """Raises the error that ends the dispatch, where doing the item again would not help."""
@@ -223,6 +230,14 @@ class _Rest(NamedTuple):
 
     key: Hashable
     since: float
+
+
+@dataclass
+class _FailedStarts:
+    """How often in a row workers did not come up, and when the last of those times began."""
+
+    num: int = 0
+    since: float = -math.inf
 
 
 @dataclass

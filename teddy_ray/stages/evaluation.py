@@ -7,7 +7,6 @@ import time
 from dataclasses import dataclass
 
 import numpy as np
-import ray
 from torch import nn
 
 from teddy_ray.device import describe, prepare
@@ -21,6 +20,7 @@ from teddy_ray.stages.board import Poster
 from teddy_ray.stages.crew import work_off
 from teddy_ray.stages.images import read_set
 from teddy_ray.stages.labels import label_models, label_sets, read_labelled, views_of
+from teddy_ray.stages.machine import node_id
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 from teddy_ray.student_plan import StudentRun
@@ -119,7 +119,7 @@ class Teacher:
         with self._storage.publish("student", run.fingerprint) as draft:
             draft.facts = {
                 "name": run.name,
-                "node": ray.get_runtime_context().get_node_id(),
+                "node": node_id(),
                 "accuracy": self._accuracy(best[2], self._source.test),
                 "learning_rate": best[1],
                 "steps": run.epochs * num_batches(len(training), part.batch_size),

@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnschedulableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from teddy_ray.stages.dispatch import Done, Failed, Lost, Outcome, T, Up, own_error
 
@@ -77,5 +77,7 @@ def outcome_of(reference: ray.ObjectRef[Any]) -> Outcome:
         if isinstance(error.cause, MemoryError | torch.OutOfMemoryError):
             return Lost(str(error.cause), why="memory")
         return Failed(error)
-    except RayError as error:  # such as an actor that can be placed nowhere
+    except ActorUnschedulableError as error:
         return Failed(error)
+    except RayError as error:  # such as an object lost with its node, or a runtime environment that did not arrive
+        return Lost(str(error))

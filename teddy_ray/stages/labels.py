@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from functools import cached_property
 
 import numpy as np
-import ray
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +23,7 @@ from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.crew import work_off
 from teddy_ray.stages.images import read_set
-from teddy_ray.stages.machine import machine_of
+from teddy_ray.stages.machine import machine_of, node_id
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 from teddy_ray.views import Pixels, Rows, ViewedImages, Views
@@ -133,7 +132,7 @@ class Labeller:
             draft.write("rows.parquet", data)
             draft.facts = {
                 "name": shard.name,
-                "node": ray.get_runtime_context().get_node_id(),
+                "node": node_id(),
                 "png_bytes": png_bytes,
                 "mass_kept": soft.mass_kept if soft else 1.0,
                 "seconds": time.monotonic() - started,

@@ -19,3 +19,8 @@ def machine_of(part: Placed, stage: str) -> Machine:
 
 def _inspect(part: Placed) -> Machine:
     return inspect_machine(prepare(part.threads, part.gpus_per_worker))
+
+
+def node_id() -> str:
+    """The node of Ray that this process runs on; empty where it runs without Ray."""
+    return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""

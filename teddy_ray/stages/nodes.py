@@ -25,8 +25,12 @@ class Nodes:
         return f"{cpus:g} CPUs and {gpus:g} GPUs on {len(self.resources)} node(s)"
 
     def _room_on(self, node: tuple[float, float], part: Placed) -> int:
-        by_cpu = node[0] // part.threads
-        return int(min(by_cpu, node[1] // part.gpus_per_worker) if part.gpus_per_worker else by_cpu)
+        by_cpu = int(node[0] // part.threads)
+        if not part.gpus_per_worker:
+            return by_cpu
+        # a share lies on one GPU; 1 / 0.2 is no whole number, nor is 1 // 0.2 five
+        per_gpu = int(1 / part.gpus_per_worker + 1e-9) if part.gpus_per_worker < 1 else 1 / part.gpus_per_worker
+        return min(by_cpu, int(int(node[1]) * per_gpu))
 
 
 def misfits(recipe: Recipe, nodes: Nodes) -> list[Problem]:
@@ -44,14 +48,15 @@ def misfits(recipe: Recipe, nodes: Nodes) -> list[Problem]:
         if room == 0 and not alone:
             key, value = "threads", part.threads
         each = f"{part.threads} CPU(s) and {part.gpus_per_worker:g} GPU(s)"
-        remedy = f"{num} worker(s) of {each} each ask for more than the cluster has, {nodes}; lower it, or give "
-        problems.append(Problem(f"{stage}.{key}", value, remedy + "cluster.address of a larger cluster"))
+        remedy = f"lower it, or give cluster.address of a larger cluster: {num} worker(s) of {each} each do not fit on "
+        problems.append(Problem(f"{stage}.{key}", value, remedy + str(nodes)))
     return problems
 
 
 def bundles(part: Placed, num_workers: int) -> list[dict[str, float]]:
     """What so many workers of a stage need, as Ray's autoscaler is asked for it."""
-    return [{"CPU": part.threads, "GPU": part.gpus_per_worker}] * num_workers
+    gpus = {"GPU": part.gpus_per_worker} if part.gpus_per_worker else {}  # named at all, it brings nodes with GPUs
+    return [{"CPU": part.threads, **gpus}] * num_workers
 
 
 def fewest(part: Placed) -> int:

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 
 import ray
 import ray.train
-from ray.exceptions import RayActorError
+from ray.exceptions import RayError, RayTaskError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.exceptions import RayTrainError  # what Ray Train says itself; our errors come as they are
+from ray.train.v2._internal.exceptions import (  # what Ray Train says itself; our errors come as they are
+    RayTrainError,
+    WorkerGroupStartupTimeoutError,
+)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from teddy_ray.checkpoints import saved_digest
 from teddy_ray.device import prepare
 from teddy_ray.engine import Machine
-from teddy_ray.errors import InputError, Problem, StageError
+from teddy_ray.errors import InputError, StageError
 from teddy_ray.members import check_member
 from teddy_ray.plan import Plan
 from teddy_ray.pool_plan import Member, Training
@@ -26,12 +29,15 @@ from teddy_ray.progress import Bar
 from teddy_ray.sources import Source
 from teddy_ray.stages.executor import result_of
 from teddy_ray.stages.machine import machine_of
+from teddy_ray.stages.reach import all_answer
 from teddy_ray.stages.session import Session
 from teddy_ray.stages.trainer import Desk, Job, labelled, train_worker
 from teddy_ray.storage import Storage
 
 MAX_ATTEMPTS = 5
 POLL_S = 0.5
+MOST_TOGETHER = 8
+"""Workers of a run of Ray Train, which all go back to their last epoch where one of them is lost."""
 
 
 def run(session: Session) -> None:
@@ -128,11 +134,11 @@ class _Trainings:
         self._storage, self._bar, self._desk = session.storage, bar, Desk.open(len(trainings))
         self._runs: dict[ray.ObjectRef[list[Exception]], _Run] = {}
         self._attempts, self._marks = 0, self._how_far()
+        self._unsettled = False  # a node may have died that still counts as alive
 
     def run(self) -> None:
         """Train them all."""
         show = self._session.board.shown_on(self._bar, "pool")
-        self._check_room()
         while (left := self._desk.num_left()) or self._runs:
             self._start(left)
             if not self._runs:  # a node has to come first
@@ -146,19 +152,16 @@ class _Trainings:
     def _names(self) -> str:
         return ", ".join(training.name for training in self._trainings)
 
-    def _check_room(self) -> None:
-        per_base, fit = self._session.recipe.pool.workers_per_base, self._num_workers()
-        if fit < per_base:
-            remedy = f"{fit} worker(s) of the pool fit on the cluster at once; lower it"
-            raise InputError([Problem("pool.workers_per_base", per_base, remedy)])
-
     def _start(self, num_left: int) -> None:
         """A run of Ray Train, where trainings are left and workers fit that do not work yet."""
-        per_base = self._session.recipe.pool.workers_per_base
-        free = self._num_workers() - sum(run.num_workers for run in self._runs.values())
-        num_groups = min(num_left, free // per_base)
-        if num_groups < 1:
+        pool = self._session.recipe.pool
+        per_base = pool.workers_per_base
+        fit = min(self._num_workers(), self._session.nodes.room(pool))  # which may be none
+        free = fit - sum(run.num_workers for run in self._runs.values())
+        num_groups = min(num_left, free // per_base, max(1, MOST_TOGETHER // per_base))
+        if num_groups < 1 or (self._unsettled and not all_answer()):
             return
+        self._unsettled = False
         session, run = self._session, _Run(uuid.uuid4().hex, num_groups * per_base)
         self._desk.reserve(run.name, num_groups)
         poster = session.board.poster("pool")
@@ -184,8 +187,9 @@ class _Trainings:
                 raise failure
         if not failures:
             return
-        lost = [failure for failure in failures if isinstance(failure, RayActorError | RayTrainError | ConnectionError)]
-        self._attempts += 1
+        lost = [failure for failure in failures if _is_loss(failure)]
+        self._unsettled = True
+        self._attempts += not all(isinstance(failure, WorkerGroupStartupTimeoutError) for failure in failures)
         if (marks := self._how_far()) != self._marks:  # what gets on may be lost as often as it likes
             self._attempts, self._marks = 0, marks
         if not lost or self._attempts == MAX_ATTEMPTS:
@@ -201,6 +205,12 @@ class _Trainings:
             one.name: saved_digest(self._storage, "training", one.fingerprint)
             for one in _missing(self._storage, self._trainings)
         }
+
+
+def _is_loss(failure: Exception) -> bool:
+    """Whether a worker went, rather than its work being wrong."""
+    went = isinstance(failure, RayError) and not isinstance(failure, RayTaskError)
+    return went or isinstance(failure, RayTrainError | ConnectionError)
 
 
 @dataclass(frozen=True)
@@ -235,7 +245,7 @@ def _fit(job: Job, num_workers: int) -> list[Exception]:
             storage_filesystem=job.storage.fs,
             # what is run again is asked of the storage, by the driver: Ray Train would begin with all of it
             failure_config=ray.train.FailureConfig(  # type: ignore[call-arg]
-                max_failures=0, max_preemption_failures=0, controller_failure_limit=3
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=0
             ),
         ),
     )
@@ -245,4 +255,6 @@ def _fit(job: Job, num_workers: int) -> list[Exception]:
         return list(error.worker_failures.values())
     except ray.train.ControllerError as error:  # such as workers that could not be placed, for a node has gone
         return [error.controller_failure]
+    except RayTrainError as error:  # such as a node that was told to go
+        return [error]
     return []

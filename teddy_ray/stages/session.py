@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -36,7 +36,10 @@ CONNECT_TIMEOUT_S = 5.0
 NODES_EVERY_S = 2.0
 """How often the cluster is asked for its nodes."""
 
-HOPELESS_S = 12.0
+TELL_EVERY_S = 30.0
+ASK_EVERY_S = 60.0
+
+HOPELESS_S = 11.0
 """An autoscaler that does nothing for so long, more than twice its own interval, has nothing that would help."""
 
 
@@ -50,6 +53,7 @@ class Session:
     progress: Progress
     nodes: Nodes = field(init=False)
     _read_at: float = field(init=False, default=-math.inf)
+    _told_at: float = field(init=False, default=-math.inf)
     _connected: bool = field(init=False, default=False)
 
     @property
@@ -82,9 +86,11 @@ class Session:
         _quieten()
         self._read_resources()
         if address is not None:
+            if autoscaler.exists():
+                autoscaler.ask([])  # what a driver that was killed had asked for stays until somebody takes it back
             self._await_resources()
             self.progress.say(f"joined the Ray cluster at {address} ({self.nodes})")
-            check_reach(self.storage, self.source)
+            check_reach(self.storage, self.source_ref)
 
     def _connect(self, address: str | None, common: dict[str, Any]) -> None:
         if address is None:
@@ -109,18 +115,21 @@ class Session:
         """How many workers of a stage run at once: no more than it has items, than asked for, than fit now."""
         if time.monotonic() - self._read_at > NODES_EVERY_S:
             self._read_resources()
-        return max(1, min(_wanted(part, at_most), self.nodes.room(part)))
+        room = self.nodes.room(part)
+        if not room and time.monotonic() - self._told_at > TELL_EVERY_S:
+            self._told_at = time.monotonic()
+            self.progress.say(f"waiting for a node: none has room for {bundles(part, 1)[0]}")
+        return max(1, min(_wanted(part, at_most), room))
 
     @contextlib.contextmanager
-    def hiring(self, part: Placed, *, at_most: int) -> Iterator[Callable[[], int]]:
+    def hiring(self, part: Placed, *, at_most: int) -> Iterator[Hiring]:
         """`workers`, to be asked as nodes come and go. An autoscaler is asked for as many as the stage can use."""
-        scales = autoscaler.exists()
-        if scales:
-            autoscaler.ask(bundles(part, _wanted(part, at_most)))
+        hiring = Hiring(self, part, at_most, autoscaler.exists())
+        hiring()
         try:
-            yield lambda: self.workers(part, at_most=at_most)
+            yield hiring
         finally:
-            if scales:
+            if hiring.scales:
                 with contextlib.suppress(RayError, ConnectionError):  # the cluster may be what has gone
                     autoscaler.ask([])
 
@@ -134,6 +143,7 @@ class Session:
 
     def _await_resources(self) -> None:
         started = at_it = time.monotonic()
+        told = -math.inf
         asked = None
         while problems := misfits(self.recipe, self.nodes):
             now = time.monotonic()
@@ -149,11 +159,32 @@ class Session:
                 asked = stage
             if autoscaler.is_at_it():
                 at_it = now
-            self.progress.say(f"waiting up to {left:.0f} s for the autoscaler: {problems[0]}")
-            time.sleep(min(5.0, max(0.1, left)))
+            if now - told >= TELL_EVERY_S:
+                told = now
+                self.progress.say(f"waiting up to {left:.0f} s for the autoscaler: {problems[0]}")
+            time.sleep(min(2.0, max(0.1, left)))
             self._read_resources()
         if asked:
             autoscaler.ask([])  # from here on each stage asks for what it can use
+
+
+@dataclass
+class Hiring:
+    """How many workers of a stage to have, asked anew all the time. at_most: items left, to be lowered as they end."""
+
+    session: Session
+    part: Placed
+    at_most: int
+    scales: bool
+    _asked: tuple[int, float] = (0, -math.inf)
+
+    def __call__(self) -> int:
+        wanted = _wanted(self.part, max(1, self.at_most))
+        # again now and then: another run on the cluster may have asked for something else since
+        if self.scales and (wanted != self._asked[0] or time.monotonic() - self._asked[1] > ASK_EVERY_S):
+            self._asked = wanted, time.monotonic()
+            autoscaler.ask(bundles(self.part, wanted))
+        return self.session.workers(self.part, at_most=max(1, self.at_most))
 
 
 def _wanted(part: Placed, at_most: int) -> int:
@@ -190,9 +221,11 @@ def _knock(address: str) -> None:
 def _signals_kept() -> Iterator[None]:
     """ray.init puts its own handler on SIGTERM, which would end a stopped job without a word."""
     handler = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, handler)
 
 
 @contextlib.contextmanager
@@ -200,9 +233,11 @@ def _root_logger_kept() -> Iterator[None]:
     """A logging_config is meant for workers; ray.init makes the driver's libraries speak up, too."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _quieten() -> None:

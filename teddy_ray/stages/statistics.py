@@ -19,6 +19,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayActorError, RayError, RayTaskError, UserCodeException
 from ray.util.annotations import RayDeprecationWarning
 
@@ -38,7 +39,7 @@ from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 from teddy_ray.stored_moments import POOLED, merge_chunks, pool_classes, to_tensors
 
-NO_PROGRESS_TIMEOUT_S = 6 * 3600
+NO_PROGRESS_TIMEOUT_S = 6 * 3600.0
 """After so long without a chunk Ray Data gives up: more than any chunk takes, less than for ever."""
 
 MAX_ATTEMPTS = 5
@@ -119,8 +120,8 @@ def _environment(part: StatisticsPart, kernels: bool) -> dict[str, Any]:
 def _take(session: Session, chunks: Sequence[Chunk], machine: Machine, kernels: bool) -> float:
     """Publish the chunks that are not there yet. Returns images per second of all workers, their start-up left out.
 
-    In rounds, each on the workers that fit then: a pool of Ray Data neither grows with the cluster, nor does it let
-    go of the place of a node that has gone.
+    In rounds, each on the workers that fit then, for a pool of Ray Data does not grow with the cluster. What lost
+    workers had in hand is for the next round.
     """
     storage, part = session.storage, session.recipe.statistics
     missing = _missing(storage, chunks)
@@ -141,24 +142,32 @@ def _take(session: Session, chunks: Sequence[Chunk], machine: Machine, kernels: 
     ):
         show = session.board.shown_on(bar, "statistics")
         while missing:
-            running, size = {chunk.fingerprint: chunk.name for chunk in missing}, num_workers()
+            running, size, cut_short = {chunk.fingerprint: chunk.name for chunk in missing}, num_workers(), False
             round_ = _round(missing, settings, part, size)
-            with _ticking(lambda: show(total - len(running), list(running.values()))):  # noqa: B023  # ends before
+
+            def tick(running: dict[str, str] = running) -> None:
+                num_workers()  # which tells of nodes that come and go
+                show(total - len(running), list(running.values()))
+
+            with _ticking(tick):
                 for row in round_:
                     rows.append(row)
                     del running[row["fingerprint"]]
-                    if _is_worth_more(num_workers(), size, len(running)):
+                    num_workers.at_most = len(running)
+                    if cut_short := _is_worth_more(num_workers(), size, len(running)):
                         break
             round_.close()
             left = _missing(storage, missing)
+            num_workers.at_most = len(left)
             idle_rounds = idle_rounds + 1 if len(left) == len(missing) else 0
             if idle_rounds == MAX_ATTEMPTS:
                 remedy = "if they ran out of memory, lower statistics.batch_size, or run fewer workers per node"
                 raise StageError("statistics", left[0].name, f"its workers were lost {MAX_ATTEMPTS} times; {remedy}")
-            if left:
+            if left and not cut_short:
                 session.board.lost("statistics", len(left))
-                session.progress.say(f"statistics: {len(left)} chunks left, going on with the workers that are there")
+                session.progress.say(f"statistics: lost the workers of {len(left)} chunks, which are done again")
             missing = left
+        show(total, [])
     if not rows:
         return 0.0
     seconds = max(row["ended"] for row in rows) - min(row["began"] for row in rows)
@@ -183,9 +192,10 @@ def _round(
     context.enable_progress_bars = False
     context.execution_no_progress_timeout_s = NO_PROGRESS_TIMEOUT_S
     context.max_errored_blocks = -1  # the chunks that a lost worker had; what the work itself raises comes in a row
+    context.max_consecutive_actor_init_deaths = MAX_ATTEMPTS
     items = [{"fingerprint": chunk.fingerprint, "start": chunk.rows.start, "stop": chunk.rows.stop} for chunk in chunks]
     with warnings.catch_warnings():
-        # max_restarts has no other way in yet; before Ray 2.64 takes this one away, see whether it needs one
+        # max_task_retries has no other way in yet; before Ray 2.64 takes this one away, see whether it needs one
         warnings.simplefilter("ignore", RayDeprecationWarning)
         dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             ChunkWorker,
@@ -196,8 +206,8 @@ def _round(
             # half a CPU per thread: a pool that takes every CPU hangs (ray issue 44687)
             num_cpus=0.5 * part.threads,
             num_gpus=part.gpus_per_worker,
-            # or Ray Data waits for the place of a lost worker, which may have gone for good
-            ray_remote_args_fn=lambda: {"max_restarts": 0, "max_task_retries": 0},
+            # a lost worker starts again where there is room; its chunks do not wait for it, for that may be never
+            ray_remote_args_fn=lambda: {"max_task_retries": 0},
         )
     try:
         with without_lines(RESTARTABLE_ACTOR):
@@ -205,7 +215,7 @@ def _round(
                 if row["error"]:
                     raise pickle.loads(row["error"])  # noqa: S301  # from our own worker
                 yield row
-    except RayActorError:  # a worker was lost before it was up
+    except (RayActorError, ExecutionTimeoutError):  # workers lost before they were up, or all of them
         return
     except (RayTaskError, UserCodeException) as error:
         raise own_error(error, "statistics", "a chunk of the data") from None

@@ -25,7 +25,7 @@ from teddy_ray.sources import Source
 from teddy_ray.stages.board import Poster
 from teddy_ray.stages.crew import work_off
 from teddy_ray.stages.images import FINISHED, START, make_start
-from teddy_ray.stages.machine import machine_of
+from teddy_ray.stages.machine import machine_of, node_id
 from teddy_ray.stages.session import Session
 from teddy_ray.storage import Storage
 from teddy_ray.stored_moments import MomentsReader
@@ -169,7 +169,7 @@ class Synthesiser:
                 "engine": here["engine"],
                 "resumed_at": begin.step,
                 "worker": ray.get_runtime_context().get_actor_id(),
-                "node": ray.get_runtime_context().get_node_id(),
+                "node": node_id(),
                 "seconds": time.monotonic() - started,
             }
         self._poster.done(unit.name, draft.facts["seconds"])

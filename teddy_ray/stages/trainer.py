@@ -28,6 +28,7 @@ from teddy_ray.recipe import Pool
 from teddy_ray.sources import Images, Source
 from teddy_ray.sources.loader import Loader
 from teddy_ray.stages.board import Poster
+from teddy_ray.stages.machine import node_id
 from teddy_ray.storage import Storage
 from teddy_ray.training import State
 
@@ -47,12 +48,13 @@ class _Desk:
     def take(self, taker: str) -> int:
         if self._reserved[taker]:
             return self._reserved[taker].pop(0)
-        if not self._left:
+        if not self._left or taker not in self._taken:
             return -1
         self._taken[taker].append(position := self._left.pop(0))
         return position
 
     def put_back(self, taker: str, finished: Sequence[int]) -> None:
+        self._reserved[taker] = []  # one that is still at it gets nothing more of its own
         self._left = sorted({*self._left, *self._taken.pop(taker)} - set(finished))
 
     def num_left(self) -> int:
@@ -224,7 +226,7 @@ class _Trainer:
             accuracy=measure(model, self._validation, np.arange(len(self._validation.labels)), self._device),
             check_accuracy=measure(model, self._validation, check_rows(len(self._validation.labels)), self._device),
             facts={
-                "node": ray.get_runtime_context().get_node_id(),
+                "node": node_id(),
                 "losses": state.losses,
                 "resumed_at": resumed_at,
                 "precision": "bf16" if self._bf16 else "fp32",

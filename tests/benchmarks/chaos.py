@@ -136,20 +136,30 @@ def main() -> int:
     if status:
         print(program.text)
         return 1
-    units = num_done(fire)
-    lost, repeated = (metrics.values.get(f"teddy_items_{name}", 0.0) for name in ("lost", "repeated"))
+    units, done, repeated = num_done(fire), *(metrics.values.get(f"teddy_items_{n}", 0.0) for n in ("done", "repeated"))
+    lost = program.text.count("lost the worker of")
     most = repeated + lost * 1.0 / (fire_s * 2 / units)  # a worker posts its progress once a second
     same = content_hashes(quiet, "unit") == content_hashes(fire, "unit")
+    left = list(fire.glob("artifacts/.checkpoints/unit/*"))
     print(
         f"disturbed: {units} units in {fire_s:.0f} s; {kills} nodes killed, {with_two} of them with two or more units"
     )
-    print(
-        f"in flight; {lost:.0f} units lost with their workers. Done again: {repeated:.2f} units, {repeated / units:.1%}"
-    )
-    done = metrics.values.get("teddy_items_done", 0.0)
-    print(f"(at most {most / units:.1%}); units done: {done:.0f}; bytes {'identical' if same else 'DIFFER'}")
-    left = list(fire.glob("artifacts/.checkpoints/unit/*"))
-    return int(not same or units < 40 or kills < fire_s / 60 or most / units > MOST_REPEATED or bool(left))
+    print(f"in flight; {lost} units lost with their workers. Done again: {repeated:.2f} units, {repeated / units:.1%}")
+    print(f"(at most {most / units:.1%}); finished {done:.0f} times; bytes {'identical' if same else 'DIFFER'}")
+    shutil.rmtree(folder)
+    faults = {
+        "bytes differ": not same,
+        "units are missing": units < 60,
+        "units were done twice": done > units,
+        "checkpoints are left": bool(left),
+        "fewer kills than minutes": kills < fire_s // 60,
+        "no kill with two units in flight": not with_two,
+        "too short": fire_s < 60 * options.minutes,
+        "too much was done again": most / units > MOST_REPEATED,
+    }
+    for fault in (text for text, found in faults.items() if found):
+        print(f"FAULT: {fault}")
+    return int(any(faults.values()))
 
 
 def copy(base: Path, target: Path) -> Path:
@@ -164,7 +174,7 @@ def calibrate(base: Path, folder: Path, cluster: EmulatedCluster, minutes: float
         assert program.finish(timeout_s=600) == 0, program.text
     seconds = sum(json.loads(path.read_text())["seconds"] for path in folder.glob("artifacts/unit/*/manifest.json"))
     cores = min(len(cluster.nodes), os.cpu_count() or 1)
-    return max(200, round(100 * minutes * 60 * cores / seconds * 0.6))
+    return max(200, round(100 * minutes * 60 * cores / seconds))
 
 
 if __name__ == "__main__":
