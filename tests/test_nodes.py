@@ -124,7 +124,7 @@ def test_a_whole_run_loses_a_node_in_every_stage(finished: Run, tmp_path: Path, 
     with driver("-m", "teddy_ray.cli", "distill", recipe) as program:
         assert program.follow(look, timeout_s=900) == 0, program.text
     assert not waiting
-    assert program.text.count("the cluster now has") >= len(KINDS)
+    assert program.text.count("1 node(s) lost") >= len(KINDS) - 1  # two that die together are told of together
     for kind in ("member", "moments", "statistics", "unit", "shard"):
         assert content_hashes(tmp_path, kind) == content_hashes(finished.folder, kind)
     assert accuracies(tmp_path) == accuracies(finished.folder)

@@ -69,8 +69,8 @@ class FakeCluster:
         self.now += seconds
 
     def nodes(self) -> list[dict[str, Any]]:
-        small = {"Alive": True, "Resources": {"CPU": 4.0}}
-        large = {"Alive": self.now >= self._brings_after_s, "Resources": {"CPU": 8.0, "GPU": 4.0}}
+        small = {"NodeID": "small", "Alive": True, "Resources": {"CPU": 4.0}}
+        large = {"NodeID": "large", "Alive": self.now >= self._brings_after_s, "Resources": {"CPU": 8.0, "GPU": 4.0}}
         return [small, large]
 
     def put_in(self, patch: pytest.MonkeyPatch, *, exists: bool = True) -> None:
@@ -97,7 +97,7 @@ def test_nodes_that_an_autoscaler_brings_are_waited_for(tmp_path: Path, monkeypa
     assert cluster.asked == [[{"CPU": 1, "GPU": 1.0}] * 3, []]
     assert len(told.lines) == 3
     assert told.lines[0].startswith("waiting up to 600 s for the autoscaler: synthesis.gpus_per_worker: found 1.0; ")
-    assert told.lines[-1] == "the cluster now has 12 CPUs and 4 GPUs on 2 node(s)"
+    assert told.lines[-1] == "0 node(s) lost, 1 joined: the cluster now has 12 CPUs and 4 GPUs on 2 node(s)"
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,11 @@ def test_a_stage_without_a_node_says_so(tmp_path: Path, monkeypatch: pytest.Monk
     for cluster.now in range(0, 100, 10):
         opened.workers(opened.recipe.synthesis, at_most=5)
     waiting = "waiting for a node: none has room for {'CPU': 1, 'GPU': 1.0}"
-    assert told.lines == [waiting, waiting, "the cluster now has 12 CPUs and 4 GPUs on 2 node(s)"]
+    assert told.lines == [
+        waiting,
+        waiting,
+        "0 node(s) lost, 1 joined: the cluster now has 12 CPUs and 4 GPUs on 2 node(s)",
+    ]
 
 
 def test_a_ray_of_one_s_own_has_no_autoscaler(shared_ray: None) -> None:

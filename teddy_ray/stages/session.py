@@ -52,6 +52,7 @@ class Session:
     storage: Storage
     progress: Progress
     nodes: Nodes = field(init=False)
+    _node_ids: set[str] = field(init=False, default_factory=set)
     _read_at: float = field(init=False, default=-math.inf)
     _told_at: float = field(init=False, default=-math.inf)
     _connected: bool = field(init=False, default=False)
@@ -134,12 +135,14 @@ class Session:
                     autoscaler.ask([])
 
     def _read_resources(self) -> None:
-        alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        before = getattr(self, "nodes", None)
-        self.nodes = Nodes([(node.get("CPU", 0), node.get("GPU", 0)) for node in alive])
+        alive = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+        self.nodes = Nodes([(node.get("CPU", 0), node.get("GPU", 0)) for node in alive.values()])
         self._read_at = time.monotonic()
-        if before is not None and len(before.resources) != len(self.nodes.resources):
-            self.progress.say(f"the cluster now has {self.nodes}")
+        lost, joined = self._node_ids - alive.keys(), alive.keys() - self._node_ids
+        if self._node_ids and (lost or joined):
+            text = f"{len(lost)} node(s) lost, {len(joined)} joined: the cluster now has {self.nodes}"
+            self.progress.say(text, lost=sorted(lost), joined=sorted(joined))
+        self._node_ids = set(alive)
 
     def _await_resources(self) -> None:
         started = at_it = time.monotonic()
