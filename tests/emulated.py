@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -11,11 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-
-import ray
-from ray._private.node import Node
-from ray.cluster_utils import Cluster
-from ray.experimental.internal_kv import _initialize_internal_kv, _internal_kv_reset
 
 HEALTH = {
     "health_check_initial_delay_ms": 0,
@@ -29,38 +25,77 @@ NODE: dict[str, Any] = {"num_cpus": 1, "object_store_memory": 80_000_000}
 
 
 class EmulatedCluster:
-    """A head without CPUs, as a cluster for long work has it, and nodes of one CPU each."""
+    """A head without CPUs, as a cluster for long work has it, and nodes of one CPU each. Nodes are known by number.
+
+    In a process of its own: one that has started a head does not outlive it, whatever Ray it has joined besides.
+    """
 
     def __init__(self, num_nodes: int = 3) -> None:
-        head = {"num_cpus": 0, "object_store_memory": 150_000_000, "dashboard_host": "127.0.0.1"}
-        self._cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": HEALTH})
-        self.address: str = self._cluster.address
-        self.head: Node = self._cluster.head_node
-        self.nodes: list[Node] = [self._cluster.add_node(wait=False, **NODE) for _ in range(num_nodes)]
-        self._cluster.wait_for_nodes(timeout=120)
-        _own_key_value_store()
+        self._process = subprocess.Popen(
+            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        facts = self._ask("start")
+        self.address: str = facts["address"]
+        self.metrics_port: int = facts["metrics_port"]
+        self.nodes: list[int] = [self._ask("add")["node"] for _ in range(num_nodes)]
+        self._ask("wait")
 
-    def kill(self, node: Node) -> None:
+    def kill(self, node: int) -> None:
         """SIGKILL to all of a node's own processes, at once; its workers end with it."""
         self.nodes.remove(node)
-        self._cluster.remove_node(node, allow_graceful=False)
+        self._ask("kill", node)
 
-    def add(self) -> Node:
-        """One more node; does not wait until it has joined. From the main thread only."""
-        self.nodes.append(self._cluster.add_node(wait=False, **NODE))
+    def add(self) -> int:
+        """One more node; does not wait until it has joined."""
+        self.nodes.append(self._ask("add")["node"])
         return self.nodes[-1]
 
+    def kill_head(self) -> None:
+        self._ask("kill head")
+
     def close(self) -> None:
-        """Ends its processes. Another Ray of this process would not outlive the cluster's own shutdown."""
-        for node in [*self.nodes, self.head]:
-            node.kill_all_processes(check_alive=False, allow_graceful=False)
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(timeout=60)
+
+    def _ask(self, what: str, node: int = -1) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps({"what": what, "node": node}), file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            if line.startswith(ANSWER):
+                answer: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
+                return answer
+        raise AssertionError(f"the emulated cluster ended at {what!r}")
 
 
-def _own_key_value_store() -> None:
-    """A head that starts makes its store that of this process, whatever Ray the process has joined."""
-    _internal_kv_reset()
-    if ray.is_initialized():
-        _initialize_internal_kv(ray._private.worker.global_worker.gcs_client)
+ANSWER = "answer "
+
+
+def serve() -> None:
+    """The cluster's side: does what it is asked on standard input, until that ends."""
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 0, "object_store_memory": 150_000_000, "dashboard_host": "127.0.0.1"}
+    cluster = Cluster(initialize_head=True, head_node_args={**head, "_system_config": HEALTH})
+    nodes: dict[int, Any] = {}
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer: dict[str, Any] = {}
+        if request["what"] == "start":
+            answer = {"address": cluster.address, "metrics_port": cluster.head_node.metrics_export_port}
+        elif request["what"] == "add":
+            answer["node"] = len(nodes)
+            nodes[len(nodes)] = cluster.add_node(wait=False, **NODE)
+        elif request["what"] == "wait":
+            cluster.wait_for_nodes(timeout=120)
+        elif request["what"] == "kill":
+            cluster.remove_node(nodes[request["node"]], allow_graceful=False)
+        else:
+            cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        print(ANSWER + json.dumps(answer), flush=True)
+    for node in [*cluster.worker_nodes, cluster.head_node]:
+        node.kill_all_processes(check_alive=False, allow_graceful=False)
 
 
 class Driver:
@@ -129,3 +164,7 @@ def driver(*arguments: str, env: dict[str, str] | None = None) -> Iterator[Drive
     finally:
         if program.process.poll() is None:
             program.kill()
+
+
+if __name__ == "__main__":
+    serve()

@@ -59,7 +59,7 @@ def refused(tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pyte
         ("data.source=nowhere/at/all", "data.source", "nowhere/at/all", "does not exist"),
         ("pool.architectures=[convnett]", "pool.architectures", "convnett", "convnet"),
         ('evaluation.students=["convnet:depth=9"]', "evaluation.students", "convnet:depth=9", "lower the depth"),
-        ("synthesis.gpus_per_worker=64", "synthesis.gpus_per_worker", "64", "the cluster has"),
+        ("synthesis.gpus_per_worker=64", "synthesis.gpus_per_worker", "64", "do not fit on"),
         ("pool.num_workers=4096", "pool.num_workers", "4096", "lower it, or give cluster.address"),
         ("evaluation.students=[resnet19]", "evaluation.students", "resnet19", "unknown architecture"),
         ("labels.members={epochs: [3]}", "labels.members", "[3]", "chooses none of the pool's members"),

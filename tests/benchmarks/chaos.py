@@ -56,7 +56,7 @@ class Metrics:
     """Ray's Prometheus endpoints of all nodes: the last value of each of our series."""
 
     def __init__(self, cluster: EmulatedCluster) -> None:
-        self._ports = [cluster.head.metrics_export_port]
+        self._ports = [cluster.metrics_port]
         self.values: dict[str, float] = {}
 
     def look(self) -> None:
