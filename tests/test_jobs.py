@@ -144,7 +144,7 @@ def test_a_job_is_stopped_and_submitted_again(cluster: RayCluster, tmp_path: Pat
     stop = [BIN / "ray", "job", "stop", "--address", cluster.dashboard, "first"]
     subprocess.run(stop, check=True, env=cluster.env, capture_output=True, timeout=120)
     first.communicate(timeout=60)
-    assert "STOPPED" in cluster.status_of("first")
+    assert "Job 'first' was stopped" in cluster.status_of("first")
     assert not (tmp_path / "runs").exists()
     units = content_hashes(tmp_path, "unit")
 
