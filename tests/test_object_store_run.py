@@ -34,7 +34,7 @@ CLASSES = [str(digit) for digit in range(10)]
 def recipe(place: str) -> Recipe:
     """The smallest run of every stage, on the digits that lie there."""
     return tiny(
-        f"{place}/work",
+        f"{place}/results",
         data__source=f"{place}/digits.parquet",
         pool__seeds=[0],
         pool__snapshots=[1, 2],
@@ -87,10 +87,10 @@ def test_the_digits_run_finishes_where_one_request_in_fifty_fails(object_store: 
     gate.reset()
 
     # what is there is whole, and can be used from there
-    facts = check_set(f"{bucket}/work/runs/tiny")
+    facts = check_set(f"{bucket}/results/runs/tiny")
     assert facts["classes"] == CLASSES
-    assert len(teddy_ray.load(f"{bucket}/work/runs/tiny")) == summary.images == 20
-    assert read_summary(Storage(f"{bucket}/work"), "tiny") == json.loads(json.dumps(summary.to_dict()))
+    assert len(teddy_ray.load(f"{bucket}/results/runs/tiny")) == summary.images == 20
+    assert read_summary(Storage(f"{bucket}/results"), "tiny") == json.loads(json.dumps(summary.to_dict()))
     keys = object_store.keys("digits-run")
     assert not [key for key in keys if key.endswith(".safetensors") and ".checkpoints" in key]
     assert not [key for key in keys if ".staging/" in key.removesuffix(".staging/")]
