@@ -255,3 +255,20 @@ def test_error_of_an_image_comes_as_it_is(finished: Run, tmp_path: Path) -> None
     object.__setattr__(session.source.train, "read_rows", unreadable)
     with pytest.raises(InputError, match=r"digits/\d+'; this image cannot be decoded"):
         statistics.run(session)
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "size", "num_left", "worth"),
+    [
+        (3, 3, 1000, False),  # nobody came
+        (2, 3, 1000, False),
+        (3, 2, 24, False),  # saves 12 - 8 = 4 rounds of a chunk, which is what is lost
+        (3, 2, 30, True),
+        (64, 1, 5, True),
+        (64, 1, 4, False),
+    ],
+)
+def test_a_round_is_cut_short_only_where_more_workers_make_up_for_it(
+    num_workers: int, size: int, num_left: int, worth: bool
+) -> None:
+    assert statistics._is_worth_more(num_workers, size, num_left) is worth

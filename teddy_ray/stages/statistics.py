@@ -180,7 +180,7 @@ def _missing(storage: Storage, chunks: Sequence[Chunk]) -> list[Chunk]:
 
 
 def _is_worth_more(num_workers: int, size: int, num_left: int) -> bool:
-    """Whether a new round on more workers saves more than the chunks under way, which it loses."""
+    """Whether a new round on more workers saves more than twice what it loses: the chunks under way, and a start."""
     return num_workers > size and num_left / size - num_left / num_workers > 2 * IN_FLIGHT
 
 

@@ -111,7 +111,6 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     options = parser.parse_args()
     print(f"seed {options.seed}; {os.cpu_count()} cores, torch {torch.__version__}", flush=True)
-    os.environ.setdefault("HOME", tempfile.mkdtemp())
     folder = Path(tempfile.mkdtemp(prefix="teddy-chaos-"))
     cluster = EmulatedCluster()
     try:
