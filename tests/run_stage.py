@@ -14,6 +14,8 @@ if __name__ == "__main__":
     recipe = load_recipe(path)
     prepared = prepare(recipe)
     module = import_module(f"teddy_ray.stages.{stage}")
-    with contextlib.closing(Session(prepared.plan, prepared.source, prepared.storage, Progress())) as session:
+    with contextlib.closing(
+        Session(prepared.plan, prepared.source, prepared.storage, Progress(form=prepared.plan.recipe.logs.form))
+    ) as session:
         module.run(session)
     prepared.storage.close_session()

@@ -95,10 +95,8 @@ def test_a_node_dies_with_a_unit_in_its_hands(finished: Run, tmp_path: Path, clu
     assert not list(checkpoints.iterdir())
 
 
-SLOW = [pytest.param(stage, marks=pytest.mark.slow) for stage in ("pool", "labels", "evaluation")]
-
-
-@pytest.mark.parametrize("stage", ["statistics", *SLOW])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["pool", "statistics", "labels", "evaluation"])
 def test_a_stage_loses_a_node_and_gets_another(
     finished: Run, tmp_path: Path, cluster: EmulatedCluster, stage: str
 ) -> None:
