@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", parents=[options], help="methods side by side, beside the paper's figures")
     compare.add_argument("file", metavar="COMPARISON", help="such as pipelines/comparisons/digits.yaml")
     compare.set_defaults(run=_compare, resumes=True)
+    sweep = commands.add_parser("sweep", parents=[recipe_options], help="try other values of some keys, on Ray Tune")
+    sweep.set_defaults(run=_sweep, resumes=True)
     export = commands.add_parser("export", help="write a distilled data set in the form that other loaders want")
     export.add_argument("path", metavar="RUN", help="a path or URI such as runs/digits or runs/digits/distilled")
     export.add_argument(
@@ -154,6 +156,21 @@ def _compare(arguments: argparse.Namespace) -> None:
     if failures:
         reasons = "; ".join(f"run {name}: {reason}" for name, reason in failures.items())
         raise StageError("compare", f"{len(failures)} of {len(layout.runs)} runs", reasons)
+
+
+def _sweep(arguments: argparse.Namespace) -> None:
+    recipe = _load(arguments)
+    from teddy_ray.sweeps.space import sweep_of
+
+    sweep_of(recipe)  # before torch and Ray are imported
+    from teddy_ray.progress import Progress
+    from teddy_ray.sweeps.sweep import sweep
+
+    text, failures = sweep(recipe, Progress(form=recipe.logs.form))
+    print(text)
+    if failures:
+        reasons = "; ".join(f"trial {number}: {reason}" for number, reason in failures.items())
+        raise StageError("sweep", f"{len(failures)} trials", reasons)
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import numpy as np
 from ray.exceptions import RayError
@@ -37,19 +39,28 @@ class Prepared:
     given: GivenBase | None
 
 
-def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None, source: Source | None = None) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    say: Callable[[str], None] = lambda text: None,
+    source: Source | None = None,
+    *,
+    split: Literal["test", "validation"] = "test",
+    storage: Storage | None = None,
+    given: GivenBase | None = None,
+) -> Prepared:
     """Check everything that can be known before work starts, and plan. Starts no Ray, writes nothing.
 
-    `say` takes lines for the user, where checking the data lasts or leaves images out. source: the recipe's data,
-    where it is open already.
+    `say` takes lines for the user, where checking the data lasts or leaves images out. source, storage, given: the
+    recipe's data, where it is open already; its storage, where that was checked already; what is known of `pool.base`.
+    split: what students are measured on.
 
     Raises InputError with every problem found.
     """
     problems: list[Problem] = []
-    storage: Storage | None = None
     with _collect(problems):
-        storage = Storage(recipe.storage)
-        storage.check_writable()
+        if storage is None:
+            storage = Storage(recipe.storage)
+            storage.check_writable()
         check_run_folder(storage, recipe.name)
     with _collect(problems):
         source = source or open_source(recipe.data, say)
@@ -57,8 +68,8 @@ def prepare(recipe: Recipe, say: Callable[[str], None] = lambda text: None, sour
     problems += _architecture_problems(recipe, source)
     if problems or storage is None or source is None:
         raise InputError(problems)
-    plan = Plan(recipe, _facts(source), code=_code(recipe))
-    given = read_given(plan, source.validation, storage)
+    plan = Plan(recipe, _facts(source), code=_code(recipe), split=split)
+    given = given or read_given(plan, source.validation, storage)
     plan = replace(plan, given=given.facts) if given else plan
     if problems := list(_label_problems(plan)):
         raise InputError(problems)
@@ -71,30 +82,50 @@ def distill(recipe: Recipe, progress: Progress, source: Source | None = None) ->
     """Run what is missing of a recipe, publish runs/<name>/ and return its summary. source: as `prepare` takes it."""
     prepared = prepare(recipe, progress.say, source)
     plan, storage = prepared.plan, prepared.storage
-    missing = [stage for stage, fingerprint in plan.stages().items() if not storage.has(stage, fingerprint)]
-    if missing:
+    if not is_finished(plan, storage):
         check_local_resources(recipe)
     try:
         with contextlib.closing(Session(plan, prepared.source, storage, progress)) as session:
             progress.say(f"pool       {plan.pool_plan.generation}: {plan.pool_plan.generation_reason}")
-            if prepared.given is not None and "pool" in missing:
-                prepared.given.publish(plan, prepared.source.validation, storage)
-            if missing and "pool" not in missing:
-                _run(session, "pool", "check")  # what goes on from old members has to know that they are the same
-            for stage, fingerprint in plan.stages().items():
-                if stage in missing:
-                    _run(session, stage, "run")
-                    seconds = storage.open(stage, fingerprint).manifest["seconds"]
-                    progress.say(f"{stage:<10} done in {seconds:.1f} s", stage=stage, seconds=seconds)
-                else:
-                    progress.say(f"{stage:<10} reused ({fingerprint[:8]})", stage=stage)
-        summary = summarise(plan, storage, reused=[stage for stage in plan.stages() if stage not in missing])
+            reused = run_stages(session, prepared.given)
+        summary = summarise(plan, storage, reused=reused)
         publish_run(plan, prepared.source, storage, summary, progress)
         if recipe.logs.tensorboard:
             _write_events(plan, storage)
     finally:
         storage.close_session()
     return summary
+
+
+def is_finished(plan: Plan, storage: Storage) -> bool:
+    """Whether every stage is published."""
+    return all(storage.has(stage, fingerprint) for stage, fingerprint in plan.stages().items())
+
+
+def run_stages(session: Session, given: GivenBase | None) -> list[str]:
+    """Run the stages that are not published yet. Returns those that were."""
+    plan, storage, progress = session.plan, session.storage, session.progress
+    whole, reused = is_finished(plan, storage), []
+    for stage, fingerprint in plan.stages().items():
+        computed = False
+        for _ in session.claims.turns(stage, partial(_missing, storage, stage, fingerprint)):
+            if stage == "pool" and given is not None:
+                given.publish(plan, session.source.validation, storage)
+            _run(session, stage, "run")
+            computed = True
+        if computed:
+            seconds = storage.open(stage, fingerprint).manifest["seconds"]
+            progress.say(f"{stage:<10} done in {seconds:.1f} s", stage=stage, seconds=seconds)
+            continue
+        if stage == "pool" and not whole:
+            _run(session, stage, "check")  # what goes on from old members has to know that they are the same
+        progress.say(f"{stage:<10} reused ({fingerprint[:8]})", stage=stage)
+        reused.append(stage)
+    return reused
+
+
+def _missing(storage: Storage, stage: str, fingerprint: str) -> list[str]:
+    return [] if storage.has(stage, fingerprint) else [fingerprint]
 
 
 def _run(session: Session, stage: str, function: str) -> None:

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 from teddy_ray.fingerprints import fingerprint
 from teddy_ray.image_sets import (
@@ -73,6 +74,8 @@ class Plan:
     given: Given | None = None
     code: Mapping[str, str] = field(default_factory=dict)
     """Hash of the source of each architecture that is the user's own function."""
+    split: Literal["test", "validation"] = "test"
+    """What students are measured on. validation: that alone, as trials of a sweep are."""
 
     @cached_property
     def pool_plan(self) -> PoolPlan:

@@ -137,7 +137,6 @@ class PoolPlan:
         pool = self.recipe.pool
         if self.generation == "post" and self.given is not None:
             return ()
-        epochs = pool.snapshots if self.generation == "prior" else pool.snapshots[-1:]
         # kept to be pruned, a base stays as training left it
         recalibrate = pool.recalibrate and self.generation == "prior"
         return tuple(
@@ -149,7 +148,7 @@ class PoolPlan:
                 ratio=0.0,
                 learning_rate=pool.learning_rate,
                 warmup_epochs=1,
-                epochs=epochs,
+                epochs=pool.snapshots,  # for a post pool, too: the same training then serves a prior pool
                 recalibrate=recalibrate,
             )
             for architecture in pool.architectures

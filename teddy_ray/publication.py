@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from teddy_ray.card import write_card
@@ -21,13 +21,37 @@ from teddy_ray.storage import Storage, sha256, to_json
 from teddy_ray.summary import RECIPE, REPORT, SUMMARY, Summary
 
 
-def check_run_folder(storage: Storage, name: str) -> None:
-    """Raises InputError where runs/<name> is something that no run of ours wrote."""
+def check_run_folder(storage: Storage, name: str, *, mark: str = RECIPE, what: str = "run") -> None:
+    """Raises InputError where runs/<name> is something that no run of ours wrote, or none of this kind.
+
+    mark: a file that every such folder holds. what: they are called.
+    """
     folder = f"runs/{name}"
-    is_ours = storage.is_file(f"{folder}/{RECIPE}") or storage.is_empty(folder)
+    is_ours = storage.is_file(f"{folder}/{mark}") or storage.is_empty(folder)
     if storage.is_file(folder) or (storage.is_folder(folder) and not is_ours):
-        remedy = "this is not a run of teddy-ray and is left alone; choose another name or storage"
+        remedy = f"this is not a {what} of teddy-ray and is left alone; choose another name or storage"
         raise InputError([Problem("name", storage.display(folder), remedy)])
+
+
+def move_aside(
+    storage: Storage, folder: str, theirs: str, *, marks: Sequence[str] = (), what: str, progress: Progress
+) -> None:
+    """Give what stands in a folder a name of its own, that begins with its identity `theirs`. marks: as
+    `Storage.move_folder` takes them. what: it is called."""
+    names = itertools.chain([f"{folder}~{theirs[:8]}"], (f"{folder}~{theirs[:8]}.{i}" for i in itertools.count(2)))
+    kept = next(name for name in names if not storage.is_folder(name))
+    storage.move_folder(folder, kept, marks=marks)
+    progress.say(f"{storage.display(folder)} held {what}; it is now {storage.display(kept)}")
+
+
+def identity_of(storage: Storage, path: str) -> str | None:
+    """What a JSON file says its `identity` is; unknown where it cannot be told, None where there is no such file."""
+    if not storage.is_file(path):
+        return None
+    try:
+        return str(json.loads(storage.read(path))["identity"])
+    except (ValueError, KeyError, TypeError):  # no version of ours writes such, but it is somebody's
+        return "unknown"
 
 
 def publish_run(plan: Plan, source: Source, storage: Storage, summary: Summary, progress: Progress) -> None:
@@ -80,10 +104,8 @@ def _make_room(storage: Storage, folder: str, summary: Summary, progress: Progre
         theirs = "unknown"
     if theirs == summary.stages["evaluation"]["fingerprint"]:
         return
-    names = itertools.chain([f"{folder}~{theirs[:8]}"], (f"{folder}~{theirs[:8]}.{i}" for i in itertools.count(2)))
-    kept = next(name for name in names if not storage.is_folder(name))
-    storage.move_folder(folder, kept, marks=[f"{DISTILLED}/{FACTS}", SUMMARY])
-    progress.say(f"{storage.display(folder)} held a run of another recipe; it is now {storage.display(kept)}")
+    marks = [f"{DISTILLED}/{FACTS}", SUMMARY]
+    move_aside(storage, folder, theirs, marks=marks, what="a run of another recipe", progress=progress)
 
 
 def _distilled_files(plan: Plan, storage: Storage) -> Iterator[tuple[str, bytes]]:

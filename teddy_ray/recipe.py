@@ -141,7 +141,7 @@ class Pool(Placed):
     base: Result[GivenBase] = GivenBase()
     """A base to begin with: trajectories of a prior pool start from it, members of a post pool are copies of it."""
     snapshots: Result[Annotated[tuple[Count, ...], Field(min_length=1)]] = (2, 4, 6, 8, 10)
-    """Epochs after which a base is kept as a member; the last one ends its training. A post pool keeps the last."""
+    """Epochs after which a base is kept as a member; the last one ends its training. A post pool takes the last."""
     post: Result[Post] = Post()
     """Pruning and fine-tuning of a post pool."""
     recalibrate: Result[bool] = False
@@ -396,6 +396,70 @@ class Logs(Part):
     training, unit and student."""
 
 
+Objective = Literal["accuracy", "improvement", "images", "bytes", "seconds"]
+Values = Annotated[tuple[Any, ...], Field(min_length=1)]
+
+
+class Axis(Part):
+    """What a sweep tries for one key: one of the four."""
+
+    grid: Execution[Values | None] = None
+    """Each of these values with each combination of the other keys' (`sampler: grid`)."""
+    choice: Execution[Values | None] = None
+    """One of these values, drawn."""
+    uniform: Execution[tuple[float, float] | None] = None
+    """[low, high]: drawn from between, whole numbers where the key takes no others."""
+    log_uniform: Execution[tuple[float, float] | None] = None
+    """[low, high], both above 0: its logarithm is drawn."""
+
+
+class Stopping(Part):
+    """Successive halving (ASHA, Li et al., 2020): the first student of a trial is measured at some epochs, and the
+    trial ends where others did better by then."""
+
+    grace_epochs: Execution[Count]
+    """Epochs that every trial gets."""
+    reduction: Execution[Annotated[int, Field(ge=2)]] = 3
+    """At each epoch where trials are compared, of so many one goes on; the next is so many times later."""
+
+
+class Trackers(Part):
+    """Where else a sweep's trials are shown, by Ray Tune's own callbacks."""
+
+    tensorboard: Execution[bool] = False
+    """runs/<name>/tensorboard/, with what TensorBoard needs for its view of hyperparameters."""
+    mlflow: Execution[str | None] = None
+    """URI of an MLflow tracking server or folder; needs the package mlflow."""
+    wandb: Execution[str | None] = None
+    """Project of Weights & Biases; needs the package wandb, and its key in WANDB_API_KEY."""
+
+
+class Sweep(Part):
+    """Trials of the recipe with other values of some keys, all measured on the validation part."""
+
+    space: Execution[Annotated[dict[str, Axis], Field(min_length=1)]]
+    """Dotted key of the recipe -> what is tried for it."""
+    sampler: Execution[Literal["grid", "random", "optuna"]] = "grid"
+    """grid: every combination. random: draws. optuna: draws that learn from the trials before (needs the package
+    optuna); with several objectives, towards their front."""
+    trials: Execution[Count | None] = None
+    """How many trials random and optuna draw; a larger number later adds to the same ones."""
+    seconds: Execution[Positive | None] = None
+    """Begin no more trials, and end those that run, after so long. The same command goes on for as long again."""
+    objectives: Execution[Annotated[tuple[Objective, ...], Field(min_length=1)]] = ("accuracy",)
+    """What makes a trial good. accuracy: of the first student on the validation part. improvement: of it over random
+    real images under the same labels. images, bytes (as stored, labels included) and seconds (of workers, pool and
+    statistics included) are better when fewer. The winner is the best by the first of them."""
+    seed: Execution[Seed] = 0
+    """Of the draws of random and optuna."""
+    at_once: Execution[Count | Literal["auto"]] = "auto"
+    """Trials at a time. auto: as many as the cluster holds workers of the synthesis, 8 at most."""
+    stopping: Execution[Stopping | None] = None
+    """End bad trials early; by default none is."""
+    trackers: Execution[Trackers] = Trackers()
+    """Where else trials are shown."""
+
+
 class Recipe(Part):
     """A whole distillation."""
 
@@ -413,6 +477,8 @@ class Recipe(Part):
     evaluation: Result[Evaluation] = Evaluation()
     cluster: Execution[Cluster] = Cluster()
     logs: Execution[Logs] = Logs()
+    sweep: Execution[Sweep | None] = None
+    """What `teddy-ray sweep` tries; other commands pass over it."""
 
 
 def result_fields(part: Part) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -37,7 +37,7 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = (), values: Mapping
             problems += error.problems
     for key, value in [*settings, *(values or {}).items()]:
         try:
-            _set_key(tree, key, value)
+            set_key(tree, key, value)
         except InputError as error:
             problems += error.problems
     if problems:
@@ -117,7 +117,8 @@ def _parse_yaml(key: str, text: str) -> Any:
         raise InputError([Problem(key, text[:80], f"write valid YAML ({' '.join(str(error).split())})")]) from None
 
 
-def _set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+def set_key(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key. Raises InputError where a part of it holds a value."""
     *sections, leaf = key.split(".")
     for section in sections:
         if tree.get(section) is None:
@@ -137,7 +138,7 @@ def _to_problem(part: type[Part], detail: Any) -> Problem:
     key = ".".join(piece for piece in pieces if not _ALTERNATIVE.fullmatch(piece))
     key += f".{last}" if key else last
     if detail["type"] == "extra_forbidden":
-        return Problem(key, detail["input"], _closest_key(part, detail["loc"]))
+        return Problem(key, detail["input"], closest_key(part, detail["loc"]))
     if _ALTERNATIVE.fullmatch(last):
         key = key.rpartition(".")[0]
     if detail["type"] == "tuple_type":
@@ -160,19 +161,20 @@ def _merge(problems: Iterable[Problem]) -> Iterable[Problem]:
     return [problem for key, problem in by_key.items() if not any(other.startswith(f"{key}.") for other in by_key)]
 
 
-def _closest_key(part: type[Part], location: tuple[int | str, ...]) -> str:
+def closest_key(part: type[Part], location: Sequence[int | str]) -> str:
+    """What to do about a key that its part does not have."""
     for piece in location[:-1]:
         if isinstance(piece, str) and piece in part.model_fields:  # not a place in a list, nor one of several types
-            part = _part_within(part.model_fields[piece].annotation)
+            part = part_within(part.model_fields[piece].annotation) or part
     valid = list(part.model_fields)
     close = difflib.get_close_matches(str(location[-1]), valid, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown key; {hint}valid here: {', '.join(valid)}"
 
 
-def _part_within(annotation: Any) -> type[Part]:
-    """The part of a field that holds one, a list of them, or one among other types."""
-    return next(_parts_within(annotation))
+def part_within(annotation: Any) -> type[Part] | None:
+    """The part of a field that holds one, a list of them, or one among other types; None where it holds none."""
+    return next(_parts_within(annotation), None)
 
 
 def _parts_within(annotation: Any) -> Iterator[type[Part]]:

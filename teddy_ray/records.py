@@ -13,12 +13,14 @@ class Score:
     """The accuracy of one student after its last epoch, as a fraction.
 
     row: of `rows.ROWS`, such as random_soft, or random_soft@900 for a further budget of 900 epochs.
-    n_counts: what several such scores are independent draws of.
+    n_counts: what several such scores are independent draws of. validation: the same student's accuracy on the
+    validation part.
     """
 
     row: str
     student: str
     accuracy: float
+    validation: float
     labels: Literal["soft", "hard"]
     split: str
     steps: int
@@ -33,6 +35,7 @@ class Row:
     """A row of the table: mean and sample standard deviation over n students, fractions.
 
     std is None where n is 1. n_counts says what the n are independent draws of. epoch is always the last.
+    validation: the mean of the same students on the validation part; None where tables of runs are summed up.
     """
 
     mean: float
@@ -43,6 +46,7 @@ class Row:
     split: str
     student: str
     student_steps: int
+    validation: float | None
     epoch: Literal["last"] = "last"
 
     def __str__(self) -> str:
@@ -75,4 +79,5 @@ def _summarise(group: Sequence[Score]) -> Row:
         split=first.split,
         student=first.student,
         student_steps=first.steps,
+        validation=statistics.fmean(score.validation for score in group),
     )

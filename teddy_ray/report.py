@@ -64,7 +64,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(title=title, images_of=images_of, size=_size)
+    environment.globals.update(title=title, images_of=images_of, size=size)
     students = by_student(summary.accuracy)
     side = plan.recipe.data.image_size
     return environment.get_template("report.html").render(
@@ -139,7 +139,7 @@ def _set_bytes(plan: Plan, summary: Summary) -> Iterator[tuple[str, int]]:
         yield f"weights of the {labels['members']} model(s) that label, for no soft labels are stored", sizes["members"]
 
 
-def _size(num_bytes: float) -> str:
+def size(num_bytes: float) -> str:
     """Bytes as a person reads them, such as 45.3 kB."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if num_bytes < 1000:

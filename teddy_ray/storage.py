@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,6 +220,11 @@ class Storage:
         selector = pafs.FileSelector(f"{self.root}/artifacts/{stage}", allow_not_found=True, recursive=True)
         manifests = (entry.path for entry in self.fs.get_file_info(selector) if entry.base_name == MANIFEST)
         return {path.rsplit("/", 2)[1] for path in manifests}
+
+    def missing(self, stage: str, fingerprints: Iterable[str]) -> list[str]:
+        """Those that are not published, in their order."""
+        published = self.published(stage)
+        return [fingerprint for fingerprint in fingerprints if fingerprint not in published]
 
     def sizes(self, stage: str) -> dict[str, int]:
         """Fingerprint -> bytes of all its files, of all artifacts of a stage, by one listing."""

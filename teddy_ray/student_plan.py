@@ -67,7 +67,7 @@ def _run(plan: Plan, row: str, student: str, seed: int, budget: int, longer: boo
         epochs=epochs,
         labels=kind.labels,
         seen=_seen(plan, images, labelled, epochs),
-        test=plan.data.test,
+        measured=[plan.data.validation, *([plan.data.test] if plan.split == "test" else [])],
         code=plan.code.get(student),
     )
     return StudentRun(row, student, seed, images, labelled, epochs, longer, identity)
@@ -84,8 +84,6 @@ def _fields(plan: Plan, kind: RowKind) -> dict[str, Any]:
         unused.append("momentum")
     if evaluation.schedule != "steps":
         unused.append("steps")
-    if isinstance(evaluation.learning_rate, tuple):
-        fields["validation"] = plan.data.validation  # the rate is searched on it
     return {key: value for key, value in fields.items() if key not in unused}
 
 

@@ -37,7 +37,7 @@ def train_student(
     epochs: int,
     learning_rate: float,
     device: torch.device,
-    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+    on_epoch: Callable[[State], None] = lambda state: None,
 ) -> nn.Module:
     """Train one student and return it as it is after the last epoch: its running average where the recipe has one."""
     _, channels, image_size, _ = training.viewed.images.shape
@@ -63,7 +63,7 @@ def train_student(
         schedule=schedules.of_students(evaluation),
         warmup_epochs=evaluation.warmup_epochs,
     ):
-        on_epoch(state.epoch, state.losses[-1])
+        on_epoch(state)
     return state.measured
 
 

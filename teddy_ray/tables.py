@@ -105,7 +105,7 @@ def results_table(summary: Summary, storage: Storage) -> str:
             f"Accuracy of {first.student} on the {summary.num_test} images of the test split, after the last epoch;",
             "mean ± standard deviation over n.",
             "",
-            _align([header, *rows]),
+            align([header, *rows]),
             "",
             verdict(summary),
             "",
@@ -114,7 +114,7 @@ def results_table(summary: Summary, storage: Storage) -> str:
             *(f"{name.upper()}: {value:.4f}" for name, value in summary.scores.items() if value is not None),
             f"synthesis: {summary.synthesis['images_steps_per_s']:,.0f} images·steps/s per worker; {summary.device}",
             "",
-            _align([("stage", "seconds when computed", "worker seconds", "now"), *stages]),
+            align([("stage", "seconds when computed", "worker seconds", "now"), *stages]),
             "",
             f"report: {storage.display(f'runs/{summary.name}/{REPORT}')}",
             f"data:   {storage.display(f'runs/{summary.name}/{DISTILLED}')}",
@@ -155,7 +155,7 @@ def plan_table(
             *([] if kept else [TOO_MANY_TO_KEEP.format(train_bytes)]),
             f"students: {len(plan.students)}",
             "",
-            _align([("stage", "fingerprint", "", "work"), *rows]),
+            align([("stage", "fingerprint", "", "work"), *rows]),
             "",
             _scaling(plan, rates, work, workers or worker_counts(plan, work))
             if work
@@ -188,7 +188,7 @@ def _scaling(plan: Plan, rates: Rates, work: Sequence[Phase], workers: Sequence[
     notes = list(assumptions(plan, rates, work))
     if None in found:
         notes.append(f"-: a training takes {plan.recipe.pool.workers_per_base} workers (pool.workers_per_base)")
-    return "\n".join([_align(table), "", *(f"- {note}" for note in notes)])
+    return "\n".join([align(table), "", *(f"- {note}" for note in notes)])
 
 
 def _num(number: int, one: str, many: str | None = None) -> str:
@@ -222,7 +222,8 @@ def model_bytes(plan: Plan, members: Sequence[Member]) -> int:
     return total
 
 
-def _align(rows: Sequence[Sequence[str]]) -> str:
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length as a table in plain text."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = []
     for row in rows:

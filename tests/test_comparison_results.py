@@ -70,6 +70,7 @@ def _score(row, student, accuracy, run):
         row=row,
         student=student,
         accuracy=accuracy,
+        validation=accuracy,
         labels=kind.labels,
         split="test",
         steps=steps if kind.images else 10 * steps,

@@ -83,6 +83,7 @@ FLOORS = (
         "tensorboard",
         "flow",
         "comparison",
+        "sweeps",
         "cli",
     },
 )

@@ -36,9 +36,9 @@ def test_a_prior_pool_is_every_snapshot_of_every_base() -> None:
 def test_a_post_pool_is_a_pruned_copy_of_the_last_snapshot_for_every_ratio() -> None:
     post = {"ratios": [0.0, 0.3, 0.3], "epochs": 2, "learning_rate": 1e-3}
     plan = pool_plan(generation="post", seeds=[0, 1], snapshots=[1, 3], post=post)
-    assert [[member.epoch for member in base.members] for base in plan.bases] == [[3], [3]]
+    assert [[member.epoch for member in base.members] for base in plan.bases] == [[1, 3], [1, 3]]
     assert [(training.start, training.ratio) for training in plan.finetunings] == [
-        (base.members[0], ratio) for base in plan.bases for ratio in (0.0, 0.3, 0.3)
+        (base.members[-1], ratio) for base in plan.bases for ratio in (0.0, 0.3, 0.3)
     ]
     assert plan.members == tuple(training.members[0] for training in plan.finetunings)
     assert {training.learning_rate for training in plan.finetunings} == {1e-3}
@@ -48,7 +48,8 @@ def test_a_post_pool_is_a_pruned_copy_of_the_last_snapshot_for_every_ratio() -> 
 
 def test_a_post_pool_prunes_the_very_base_that_a_prior_pool_trains() -> None:
     prior, post = pool_plan(snapshots=[1, 3]), pool_plan(generation="post", snapshots=[1, 3])
-    assert [base.members[0] for base in post.bases] == [base.members[-1] for base in prior.bases]
+    assert post.bases == prior.bases
+    assert {one.start for one in post.finetunings} == {base.members[-1] for base in prior.bases}
 
 
 def test_a_further_snapshot_seed_or_ratio_keeps_what_is_there() -> None:

@@ -10,6 +10,7 @@ SCORE = {
     "row": "distilled",
     "student": "convnet",
     "accuracy": 0.5,
+    "validation": 0.6,
     "labels": "soft",
     "split": "test",
     "steps": 120,
@@ -24,6 +25,7 @@ ROW = {
     "split": "test",
     "student": "convnet",
     "student_steps": 120,
+    "validation": 0.6,
 }
 
 

@@ -19,7 +19,16 @@ ACCURACIES = {
 
 def table(accuracies):
     return tabulate(
-        Score(row=row, student="convnet", accuracy=value, labels="soft", split="test", steps=1, n_counts="seeds")
+        Score(
+            row=row,
+            student="convnet",
+            accuracy=value,
+            validation=value,
+            labels="soft",
+            split="test",
+            steps=1,
+            n_counts="seeds",
+        )
         for row, value in accuracies.items()
     )
 

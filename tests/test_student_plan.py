@@ -60,11 +60,18 @@ def test_a_field_changes_the_students_that_follow_it_and_no_others(key, value, c
     assert {row for row in before if before[row] != after[row]} == set(changed_rows)
 
 
-def test_validation_matters_to_students_whose_rate_is_searched_on_it():
-    for rates, matters in ((2e-3, False), ((1e-3, 2e-3), True)):
-        recipe = change(DIGITS, "evaluation.learning_rate", rates)
-        ours, theirs = (Plan(recipe, replace(FACTS, validation=name)).students[-1] for name in ("validation", "other"))
-        assert (ours.fingerprint != theirs.fingerprint) == matters
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_a_student_is_another_where_it_is_measured_on_other_images(split):
+    facts = {part: replace(FACTS, **{part: "other"}) for part in ("validation", "test")}
+    ours, *theirs = (Plan(DIGITS, one, split=split).students[-1].fingerprint for one in (FACTS, *facts.values()))
+    assert [other != ours for other in theirs] == [True, split == "test"]
+
+
+def test_trials_of_a_sweep_have_students_of_their_own():
+    """Measured on the validation part alone: the test split is read by the winner."""
+    tests, trials = (Plan(DIGITS, FACTS, split=split) for split in ("test", "validation"))
+    assert not {run.fingerprint for run in tests.students} & {run.fingerprint for run in trials.students}
+    assert tests.labels == trials.labels
 
 
 @pytest.mark.parametrize("key", ["labels.views", "labels.batch_size", "labels.kernels"])

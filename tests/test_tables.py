@@ -11,7 +11,16 @@ from teddy_ray.tables import verdict
 def summary(distilled, random):
     """Only what a verdict looks at: accuracies per seed."""
     scores = [
-        Score(row=row, student="convnet", accuracy=value, labels="soft", split="test", steps=1200, n_counts="seeds")
+        Score(
+            row=row,
+            student="convnet",
+            accuracy=value,
+            validation=value,
+            labels="soft",
+            split="test",
+            steps=1200,
+            n_counts="seeds",
+        )
         for row, values in (("distilled", distilled), ("random_soft", random))
         for value in values
     ]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import itertools
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +17,7 @@ from teddy_ray.comparison.runs import Layout, merge_problems
 from teddy_ray.errors import InputError, Problem, StageError
 from teddy_ray.plan import Plan
 from teddy_ray.progress import Progress
+from teddy_ray.publication import check_run_folder, identity_of, move_aside
 from teddy_ray.recipe import Data, Recipe
 from teddy_ray.sources import Source
 from teddy_ray.stages.session import Session, check_local_resources, cluster_address
@@ -51,7 +50,11 @@ class Checked:
 def prepare(layout: Layout, progress: Progress) -> Checked:
     """Check the input of every run. Starts no Ray, writes nothing. Raises InputError with every problem found."""
     storage = Storage(layout.comparison.storage)
-    own = list(_folder_problems(storage, f"runs/{layout.comparison.name}"))
+    own: list[Problem] = []
+    try:
+        check_run_folder(storage, layout.comparison.name, mark=TREE, what="comparison")
+    except InputError as error:
+        own += error.problems
     problems: dict[str, list[Problem]] = {}
     plans: dict[str, Plan] = {}
     sources: dict[Data, Source] = {}
@@ -98,13 +101,9 @@ def compare(layout: Layout, progress: Progress) -> tuple[str, Mapping[str, str]]
 
 def _prepare_run(run: Recipe, source: Source | None, progress: Progress) -> tuple[Plan, Source]:
     prepared = flow.prepare(run, progress.say, source)
-    if not _is_stored(prepared.plan, prepared.storage):
+    if not flow.is_finished(prepared.plan, prepared.storage):
         check_local_resources(run)
     return prepared.plan, prepared.source
-
-
-def _is_stored(plan: Plan, storage: Storage) -> bool:
-    return all(storage.has(stage, fingerprint) for stage, fingerprint in plan.stages().items())
 
 
 def _finished(checked: Checked, run: Recipe) -> dict[str, Any] | None:
@@ -122,7 +121,7 @@ def _finished(checked: Checked, run: Recipe) -> dict[str, Any] | None:
 def _one_ray(checked: Checked, missing: list[Recipe], progress: Progress) -> Iterator[None]:
     """One Ray of this machine for all runs, for each that starts its own takes seconds. A cluster is joined by each
     run, which asks it for what that run needs. A run whose stages are all stored needs no Ray to be published."""
-    missing = [run for run in missing if not _is_stored(checked.plans[run.name], checked.storage)]
+    missing = [run for run in missing if not flow.is_finished(checked.plans[run.name], checked.storage)]
     if not missing or any(cluster_address(run) is not None for run in missing):
         yield
         return
@@ -135,29 +134,11 @@ def _one_ray(checked: Checked, missing: list[Recipe], progress: Progress) -> Ite
         yield
 
 
-def _folder_problems(storage: Storage, folder: str) -> Iterator[Problem]:
-    """Where runs/<name> is something that no comparison wrote."""
-    is_ours = storage.is_file(f"{folder}/{TREE}") or storage.is_empty(folder)
-    if storage.is_file(folder) or (storage.is_folder(folder) and not is_ours):
-        remedy = "this is not a comparison of teddy-ray and is left alone; choose another name or storage"
-        yield Problem("name", storage.display(folder), remedy)
-
-
 def _make_room(checked: Checked, progress: Progress) -> None:
     """Tables of other runs under this name are kept under a name of their own."""
-    storage, folder = checked.storage, checked.folder
-    if not storage.is_file(f"{folder}/{TREE}"):
-        return
-    try:
-        theirs = json.loads(storage.read(f"{folder}/{TREE}"))["identity"]
-    except (ValueError, KeyError, TypeError):
-        theirs = "unknown"
-    if theirs == checked.identity:
-        return
-    names = itertools.chain([f"{folder}~{theirs[:8]}"], (f"{folder}~{theirs[:8]}.{i}" for i in itertools.count(2)))
-    kept = next(name for name in names if not storage.is_folder(name))
-    storage.move_folder(folder, kept)
-    progress.say(f"{storage.display(folder)} held another comparison; it is now {storage.display(kept)}")
+    theirs = identity_of(checked.storage, f"{checked.folder}/{TREE}")
+    if theirs not in (None, checked.identity):
+        move_aside(checked.storage, checked.folder, theirs, what="another comparison", progress=progress)
 
 
 def _write(checked: Checked, summaries: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str]) -> str:

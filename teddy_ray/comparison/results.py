@@ -64,6 +64,7 @@ class Result:
             split=self.split or "",
             student=self.student,
             student_steps=self.student_steps or 0,
+            validation=None,
         )
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import ray
@@ -17,8 +17,7 @@ def work_off(
     session: Session,
     stage: str,
     part: Placed,
-    items: Iterable[T],
-    num_items: int,
+    items: Sequence[T],
     *,
     at_once: int,
     worker: type,
@@ -44,6 +43,7 @@ def work_off(
         text = f"{stage}: lost the worker of {item.name}, which goes on elsewhere"
         session.progress.say(text, stage=stage, item=item.name, reason=lost.reason)
 
+    num_items = len(items)
     with (
         session.hiring(part, at_most=min(at_once, num_items)) as num_workers,
         session.progress.stage(title, num_items, what) as bar,

@@ -1,9 +1,10 @@
-"""Stage 5, on Ray actors: students on the distilled set and on its controls, measured on the test split."""
+"""Stage 5, on Ray actors: students on the distilled set and on its controls, measured on images that none has seen."""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,44 +22,31 @@ from teddy_ray.stages.crew import work_off
 from teddy_ray.stages.images import read_set
 from teddy_ray.stages.labels import label_models, label_sets, read_labelled, views_of
 from teddy_ray.stages.machine import node_id
-from teddy_ray.stages.session import Session
+from teddy_ray.stages.session import Probes, Session
 from teddy_ray.storage import Storage
 from teddy_ray.student_plan import StudentRun
 from teddy_ray.students import train_student
-from teddy_ray.training import num_batches
+from teddy_ray.training import State, num_batches
 from teddy_ray.views import Pixels, Rows, ViewedImages, Views
 
 
 def run(session: Session) -> None:
     """Label the controls, train the students that are not there yet, publish the table's rows."""
     started = time.monotonic()
-    plan, storage, part = session.plan, session.storage, session.recipe.evaluation
+    plan, storage = session.plan, session.storage
     label_sets(session, plan.labelled_controls, "controls")
-    missing = [run for run in plan.students if not storage.has("student", run.fingerprint)]
-    if missing:
-        session.start()
-        work_off(
-            session,
-            "evaluation",
-            part,
-            missing,
-            len(missing),
-            at_once=len(missing),
-            worker=Teacher,
-            settings=(plan, storage, session.source_ref, session.board.poster("evaluation")),
-            call=lambda worker, student: worker.train.remote(student),
-            memory_remedy="lower evaluation.batch_size or evaluation.keep_bytes, or run fewer workers per node",
-            title="evaluation",
-            what="students",
-        )
+    alone = 1 if session.probes else 0  # what is told of the first may make the others needless
+    for students in (plan.students[:alone], plan.students[alone:]):
+        _train(session, students)
     manifests = [storage.open("student", run.fingerprint).manifest for run in plan.students]
     scores = [
         Score(
             row=f"{run.row}@{run.epochs}" if run.longer else run.row,
             student=run.student,
             accuracy=manifest["accuracy"],
+            validation=manifest["validation_accuracy"],
             labels=run.kind.labels,
-            split="test",
+            split=plan.split,
             steps=manifest["steps"],
             n_counts=run.kind.n_counts,
         )
@@ -72,12 +60,36 @@ def run(session: Session) -> None:
         }
 
 
+def _train(session: Session, runs: Sequence[StudentRun]) -> None:
+    """Train those that are not there yet."""
+    plan, storage = session.plan, session.storage
+    students = {run.fingerprint: run for run in runs}
+    for missing in session.claims.turns("student", lambda: storage.missing("student", students)):
+        session.start()
+        work_off(
+            session,
+            "evaluation",
+            session.recipe.evaluation,
+            [students[fingerprint] for fingerprint in missing],
+            at_once=len(missing),
+            worker=Teacher,
+            settings=(plan, storage, session.source_ref, session.board.poster("evaluation"), session.probes),
+            call=lambda worker, student: worker.train.remote(student),
+            memory_remedy="lower evaluation.batch_size or evaluation.keep_bytes, or run fewer workers per node",
+            title="evaluation",
+            what="students",
+        )
+
+
 class Teacher:
     """Trains one student at a time, measures it and publishes what it reached."""
 
-    def __init__(self, plan: Plan, storage: Storage, source: Source, poster: Poster) -> None:
+    def __init__(
+        self, plan: Plan, storage: Storage, source: Source, poster: Poster, probes: Probes | None = None
+    ) -> None:
         part = plan.recipe.evaluation
         self._plan, self._storage, self._source, self._poster = plan, storage, source, poster
+        self._probes = probes
         self._device = prepare(part.threads, part.gpus_per_worker)
 
     def train(self, run: StudentRun) -> None:
@@ -91,9 +103,11 @@ class Teacher:
         best: tuple[float, float, nn.Module] | None = None  # validation accuracy, rate, model
         for index, rate in enumerate(rates):
 
-            def report(epoch: int, loss: float, index: int = index) -> None:
-                share = (index + epoch / run.epochs) / len(rates)
-                self._poster(run.name, share, f"epoch {epoch}/{run.epochs}, loss {loss:.3f}")
+            def report(state: State, index: int = index) -> None:
+                share = (index + state.epoch / run.epochs) / len(rates)
+                self._poster(run.name, share, f"epoch {state.epoch}/{run.epochs}, loss {state.losses[-1]:.3f}")
+                if self._probes and run == self._plan.students[0] and state.epoch in self._probes.epochs:
+                    self._probes(state.epoch, self._accuracy(state.measured, self._source.validation))
 
             try:
                 model = train_student(
@@ -111,7 +125,7 @@ class Teacher:
                 if len(rates) > 1:
                     continue  # a rate that is too high is what a search is for
                 raise StageError("evaluation", run.name, f"{error} (evaluation.learning_rate)") from None
-            score = self._accuracy(model, self._source.validation) if len(rates) > 1 else math.nan
+            score = self._accuracy(model, self._source.validation)
             if best is None or score > best[0]:
                 best = (score, rate, model)
         if best is None:
@@ -120,7 +134,8 @@ class Teacher:
             draft.facts = {
                 "name": run.name,
                 "node": node_id(),
-                "accuracy": self._accuracy(best[2], self._source.test),
+                "accuracy": self._accuracy(best[2], self._source.test) if self._plan.split == "test" else best[0],
+                "validation_accuracy": best[0],
                 "learning_rate": best[1],
                 "steps": run.epochs * num_batches(len(training), part.batch_size),
                 "device": describe(self._device),

@@ -38,9 +38,9 @@ def label_sets(session: Session, sets: Sequence[LabelledSet], title: str) -> Non
     """Label the shards that are not there yet, then publish each set's list of shards. title: for the progress."""
     started = time.monotonic()
     plan, storage, part = session.plan, session.storage, session.recipe.labels
-    shards = {shard: labelled for labelled in sets for shard in plan.shards(labelled)}
-    missing = [shard for shard in shards if not storage.has("shard", shard.fingerprint)]
-    if missing:
+    sets_of = {shard: labelled for labelled in sets for shard in plan.shards(labelled)}
+    shards = {shard.fingerprint: shard for shard in sets_of}
+    for missing in session.claims.turns("shard", lambda: storage.missing("shard", shards)):
         session.start()
         machine = machine_of(part, "labels")
         kernels = choose_kernels("labels.kernels", part.kernels, "fp32", machine)
@@ -48,12 +48,11 @@ def label_sets(session: Session, sets: Sequence[LabelledSet], title: str) -> Non
             session,
             "labels",
             part,
-            missing,
-            len(missing),
+            [shards[fingerprint] for fingerprint in missing],
             at_once=len(missing),
             worker=Labeller,
             settings=(plan, storage, session.source_ref, machine, kernels, session.board.poster("labels")),
-            call=lambda worker, shard: worker.label.remote(shard, shards[shard]),
+            call=lambda worker, shard: worker.label.remote(shard, sets_of[shard]),
             memory_remedy="lower labels.batch_size or labels.images_per_file, or run fewer workers per node",
             title=title,
             what="files to label",

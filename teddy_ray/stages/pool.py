@@ -100,17 +100,21 @@ def _check(plan: Plan, storage: Storage, source: Source, members: Sequence[Membe
 
 def _train_missing(session: Session, trainings: Sequence[Training], what: str) -> None:
     """Train those of which a member is missing, several at a time. What lost workers had finished stays."""
-    missing = _missing(session.storage, trainings)
-    if not missing:
-        return
-    session.start()
-    machine = machine_of(session.recipe.pool, "pool")
-    at_most = len(missing) * session.recipe.pool.workers_per_base
-    with (
-        session.hiring(session.recipe.pool, at_most=at_most) as num_workers,
-        session.progress.stage("pool", len(missing), what) as bar,
-    ):
-        _Trainings(session, missing, machine, num_workers, bar).run()
+    storage, by_fingerprint = session.storage, {one.fingerprint: one for one in trainings}
+
+    def look() -> list[str]:
+        return [one.fingerprint for one in _missing(storage, trainings)]
+
+    for missing in session.claims.turns("training", look):
+        session.start()
+        machine = machine_of(session.recipe.pool, "pool")
+        at_most = len(missing) * session.recipe.pool.workers_per_base
+        with (
+            session.hiring(session.recipe.pool, at_most=at_most) as num_workers,
+            session.progress.stage("pool", len(missing), what) as bar,
+        ):
+            these = [by_fingerprint[fingerprint] for fingerprint in missing]
+            _Trainings(session, these, machine, num_workers, bar).run()
 
 
 def _missing(storage: Storage, trainings: Sequence[Training]) -> list[Training]:
@@ -158,7 +162,8 @@ class _Trainings:
         per_base = pool.workers_per_base
         fit = min(self._num_workers(), self._session.nodes.room(pool))  # which may be none
         free = fit - sum(run.num_workers for run in self._runs.values())
-        num_groups = min(num_left, free // per_base, max(1, MOST_TOGETHER // per_base))
+        most = per_base if self._session.beside_others else max(per_base, MOST_TOGETHER)
+        num_groups = min(num_left, free // per_base, most // per_base)
         if num_groups < 1 or (self._unsettled and not all_answer()):
             return
         self._unsettled = False

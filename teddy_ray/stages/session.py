@@ -10,10 +10,10 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 from ray._private.utils import get_num_cpus  # knows the CPU quota of a container
@@ -26,6 +26,7 @@ from teddy_ray.recipe import Placed, Recipe
 from teddy_ray.sources import Source
 from teddy_ray.stages import autoscaler
 from teddy_ray.stages.board import Board
+from teddy_ray.stages.claims import Alone, Claims
 from teddy_ray.stages.nodes import Nodes, bundles, fewest, misfits
 from teddy_ray.stages.quiet import without_raylets
 from teddy_ray.stages.reach import check_reach
@@ -43,14 +44,31 @@ HOPELESS_S = 11.0
 """An autoscaler that does nothing for so long, more than twice its own interval, has nothing that would help."""
 
 
+class Probes(Protocol):
+    """Takes accuracies of a student that is not finished; picklable."""
+
+    @property
+    def epochs(self) -> Collection[int]: ...
+
+    def __call__(self, epoch: int, accuracy: float) -> None: ...
+
+
 @dataclass
 class Session:
-    """One run of a plan. `board` is where workers post their progress."""
+    """One run of a plan. `board` is where workers post their progress.
+
+    claims: of what this run makes and others need, too. probes: who is told how the first student gets on.
+    beside_others: whether it is one of several on the cluster. Then it asks no autoscaler for nodes, for each would
+    take back what another had asked for; and its workers do not wait for each other, which might be for ever.
+    """
 
     plan: Plan
     source: Source
     storage: Storage
     progress: Progress
+    claims: Claims = field(default_factory=Alone)
+    probes: Probes | None = None
+    beside_others: bool = False
     nodes: Nodes = field(init=False)
     _node_ids: set[str] = field(init=False, default_factory=set)
     _read_at: float = field(init=False, default=-math.inf)
@@ -125,7 +143,7 @@ class Session:
     @contextlib.contextmanager
     def hiring(self, part: Placed, *, at_most: int) -> Iterator[Hiring]:
         """`workers`, to be asked as nodes come and go. An autoscaler is asked for as many as the stage can use."""
-        hiring = Hiring(self, part, at_most, autoscaler.exists())
+        hiring = Hiring(self, part, at_most, not self.beside_others and autoscaler.exists())
         hiring()
         try:
             yield hiring

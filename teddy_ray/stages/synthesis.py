@@ -40,20 +40,18 @@ def run(session: Session) -> None:
     """Optimise the units that are not there yet, then publish the list of all."""
     started = time.monotonic()
     plan, storage, part = session.plan, session.storage, session.recipe.synthesis
-    published = storage.published("unit")
-    num_missing = sum(unit.fingerprint not in published for unit in plan.units())
-    if num_missing:
+    units = {unit.fingerprint: unit for unit in plan.units()}
+    for missing in session.claims.turns("unit", lambda: storage.missing("unit", units)):
         session.start()
         machine = machine_of(part, "synthesis")
-        largest = max(plan.units(), key=lambda unit: unit.num_images)
+        largest = max(units.values(), key=lambda unit: unit.num_images)
         engine = choose(plan.recipe, len(plan.data.classes), largest.num_images, machine)
         session.progress.say(f"synthesis  {engine}")
         work_off(
             session,
             "synthesis",
             part,
-            (unit for unit in plan.units() if unit.fingerprint not in published),
-            num_missing,
+            [units[fingerprint] for fingerprint in missing],
             at_once=-(-len(plan.data.classes) // part.classes_per_unit),
             worker=Synthesiser,
             settings=(plan, storage, session.source_ref, machine, session.board.poster("synthesis")),
