@@ -62,6 +62,7 @@ def write_digits(path: Path) -> None:
 
 
 @pytest.mark.usefixtures("shared_ray")
+@pytest.mark.slow
 def test_the_digits_run_finishes_where_one_request_in_fifty_fails(object_store: ObjectStore, tmp_path: Path) -> None:
     write_digits(tmp_path / "digits.parquet")
     bucket = object_store.make_bucket("digits-run")

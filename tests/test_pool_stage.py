@@ -25,8 +25,8 @@ from teddy_ray.pixels import from_pixels
 from teddy_ray.progress import Progress
 from teddy_ray.recipe import Recipe
 from teddy_ray.stages import pool
+from teddy_ray.stages.desk import _Desk
 from teddy_ray.stages.session import Session
-from teddy_ray.stages.trainer import _Desk
 
 WORKER = "ray::RayTrainWorker"
 

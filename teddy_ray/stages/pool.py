@@ -27,11 +27,12 @@ from teddy_ray.plan import Plan
 from teddy_ray.pool_plan import Member, Training
 from teddy_ray.progress import Bar
 from teddy_ray.sources import Source
+from teddy_ray.stages.desk import Desk
 from teddy_ray.stages.executor import result_of
 from teddy_ray.stages.machine import machine_of
 from teddy_ray.stages.reach import all_answer
 from teddy_ray.stages.session import Session
-from teddy_ray.stages.trainer import Desk, Job, labelled, train_worker
+from teddy_ray.stages.trainer import Job, labelled, train_worker
 from teddy_ray.storage import Storage
 
 MAX_ATTEMPTS = 5

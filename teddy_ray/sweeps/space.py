@@ -93,14 +93,15 @@ def enumerated(recipe: Recipe) -> list[Settings]:
 
 
 def tune_domains(recipe: Recipe) -> dict[str, Any]:
-    """The space as Ray Tune's domains. Of a list it is the position that is drawn: its values may be anything."""
+    """The space as Ray Tune's domains. Of values that are lists themselves the position is drawn: no sampler takes
+    such."""
     from ray import tune
 
     sweep, domains = sweep_of(recipe), dict[str, Any]()
     for key, axis in sweep.space.items():
         values = values_of(axis)
         if kind_of(axis) not in RANGES:
-            domains[key] = tune.choice(range(len(values)))
+            domains[key] = tune.choice(range(len(values)) if _by_position(axis) else list(values))
             continue
         low, high = values
         log = kind_of(axis) == "log_uniform"
@@ -115,9 +116,8 @@ def settings_of(recipe: Recipe, drawn: Mapping[str, Any]) -> Settings:
     """What was drawn from `tune_domains`, as values of the keys."""
     settings: dict[str, Any] = {}
     for key, axis in sweep_of(recipe).space.items():
-        is_range = kind_of(axis) in RANGES
-        number = drawn[key].item() if hasattr(drawn[key], "item") else drawn[key]  # numpy's are no plain values
-        settings[key] = number if is_range else values_of(axis)[number]
+        value = drawn[key].item() if hasattr(drawn[key], "item") else drawn[key]  # numpy's are no plain values
+        settings[key] = values_of(axis)[value] if _by_position(axis) else value
     return settings
 
 
@@ -133,7 +133,7 @@ def drawn_of(recipe: Recipe, settings: Settings) -> dict[str, Any] | None:
                 return None
             drawn[key] = settings[key]
         elif settings[key] in values:
-            drawn[key] = values.index(settings[key])
+            drawn[key] = values.index(settings[key]) if _by_position(axis) else settings[key]
         else:
             return None
     return drawn
@@ -149,6 +149,10 @@ def ends(recipe: Recipe) -> list[Settings]:
         lists[key] = [round(value) for value in values] if whole else list(values)
     num = max(len(values) for values in lists.values())
     return [{key: values[i % len(values)] for key, values in lists.items()} for i in range(num)]
+
+
+def _by_position(axis: Axis) -> bool:
+    return kind_of(axis) not in RANGES and any(isinstance(value, list | dict) for value in values_of(axis))
 
 
 def takes_fractions(recipe: Recipe, key: str, low: float, high: float) -> bool:

@@ -49,7 +49,7 @@ def sweep(recipe: Recipe, progress: Progress) -> tuple[str, Mapping[int, str]]:
             if missing > 0:
                 made = _run(checked, trials, host, progress)
             _write(checked, trials, made, None)
-            summary = _evaluate(checked, winner(list(trials.values()), checked.sweep), progress)
+            summary = _evaluate(checked, winner(_in_order(trials), checked.sweep), progress)
         found = _write(checked, trials, made, summary)
     finally:
         storage.close_session()
@@ -73,8 +73,9 @@ def _run(checked: Checked, trials: dict[int, Trial], host: Session, progress: Pr
             checked.given.publish(plan, checked.first[1].validation, storage)
     host.start()
     fit, wanted = host.workers(recipe.synthesis, at_most=checked.num_trials), checked.sweep.at_once
+    given = None if checked.given is None else replace(checked.given, model=None)  # it is published
     sources = {data: ray.put(source) for data, source in checked.sources.items()}
-    job = Job(recipe, sources, storage, checked.given, rungs_of(recipe), Hub.open())
+    job = Job(recipe, sources, storage, given, rungs_of(recipe), Hub.open())
 
     def begin(number: int, own: Settings) -> None:
         trials[number] = Trial(number, own, None)
@@ -91,7 +92,7 @@ def _run(checked: Checked, trials: dict[int, Trial], host: Session, progress: Pr
         _write(checked, trials, watcher.made, None)
 
     with progress.stage("sweep", checked.num_trials, "trials") as bar:
-        watcher = Watcher(job, progress, bar, len(history), settings, begin, end)
+        watcher = Watcher(job, progress, bar, len(history), begin, end)
         tune_trials(
             job,
             settings,
@@ -132,9 +133,13 @@ def _make_room(checked: Checked, progress: Progress) -> None:
         move_aside(checked.storage, checked.folder, theirs, marks=[TREE], what="another sweep", progress=progress)
 
 
+def _in_order(trials: Mapping[int, Trial]) -> list[Trial]:
+    return [trials[number] for number in sorted(trials)]
+
+
 def _write(checked: Checked, trials: Mapping[int, Trial], made: Mapping[str, int], summary: Summary | None) -> Found:
     storage, folder = checked.storage, checked.folder
-    found = Found(checked.recipe, list(trials.values()), checked.num_trials, made, summary)
+    found = Found(checked.recipe, _in_order(trials), checked.num_trials, made, summary)
     # first: it is what makes the folder ours
     storage.write(f"{folder}/{TREE}", to_json({"identity": checked.identity, **to_tree(found)}).encode())
     storage.write(f"{folder}/{REPORT}", to_html(found).encode())

@@ -14,26 +14,35 @@ import ray
 from ray import tune
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from teddy_ray.recipe import Recipe
+from teddy_ray.sweeps.space import Settings, settings_of
+
 if TYPE_CHECKING:
     from teddy_ray.sweeps.outcome import Outcome
-    from teddy_ray.sweeps.space import Settings
     from teddy_ray.sweeps.trial import Job
 
 POLL_S = 0.5
 EPOCH, OUTCOME = "epoch", "outcome"
 """Keys of a result, besides the objectives."""
+TRIAL = "trial"
+"""Key of a config that holds the number and the settings of a trial."""
 
 
-def wait_for_trial(config: Mapping[str, Any], job: Job, settings: Mapping[int, Settings] | None) -> None:
-    """A function trainable. settings: of the trials by number, which is then what the config holds."""
-    from teddy_ray.sweeps.space import settings_of
+def settings_in(config: Mapping[str, Any], recipe: Recipe) -> Settings:
+    """The settings of a trial: in its config as they are, or as `tune_domains` draws them."""
+    if TRIAL in config:
+        settings: Settings = config[TRIAL]["settings"]
+        return settings
+    return settings_of(recipe, config)
 
+
+def wait_for_trial(config: Mapping[str, Any], job: Job) -> None:
+    """A function trainable."""
     trial = tune.get_context().get_trial_id()
     job.hub.forget(trial)  # it may have begun on a node that is gone
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote = ray.remote(_run_trial).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
-    own = settings_of(job.recipe, config) if settings is None else settings[config["number"]]
-    task = remote.remote(job, own, trial)
+    task = remote.remote(job, settings_in(config, job.recipe), trial)
     try:
         while not ray.wait([task], timeout=POLL_S)[0]:
             _report(job, trial)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import ray
 
-from teddy_ray.given import GivenBase
 from teddy_ray.recipe import Data, Recipe
-from teddy_ray.sources import Source
 from teddy_ray.storage import Storage
 from teddy_ray.sweeps.hub import Hub
-from teddy_ray.sweeps.outcome import Outcome
 from teddy_ray.sweeps.space import Settings, trial_recipe
+
+if TYPE_CHECKING:  # not torch, for whoever waits for a trial
+    from teddy_ray.given import GivenBase
+    from teddy_ray.sources import Source
+    from teddy_ray.sweeps.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,6 @@ def run_trial(job: Job, settings: Settings, trial: str) -> Outcome:
 
     What its settings are to blame for is its outcome; what is raised may go another time.
     """
-    # imported where it runs: torch takes seconds, and whoever waits for a trial does without
     from teddy_ray import flow
     from teddy_ray.errors import InputError, StageError, StoreError
     from teddy_ray.sources import open_source

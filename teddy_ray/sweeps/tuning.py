@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
@@ -17,9 +18,10 @@ from teddy_ray.recipe import Recipe, Sweep
 from teddy_ray.sweeps.hub import Look
 from teddy_ray.sweeps.outcome import Outcome, failed
 from teddy_ray.sweeps.results import MODES
-from teddy_ray.sweeps.space import Settings, drawn_of, settings_of, tune_domains
-from teddy_ray.sweeps.trainable import EPOCH, OUTCOME, wait_for_trial
+from teddy_ray.sweeps.space import Settings, drawn_of, tune_domains
+from teddy_ray.sweeps.trainable import EPOCH, OUTCOME, TRIAL, settings_in, wait_for_trial
 from teddy_ray.sweeps.trial import Job
+from teddy_ray.tensorboard import TENSORBOARD
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
@@ -31,6 +33,9 @@ MAX_FAILURES = 5
 TRIAL_BYTES = 10**9
 """Memory that a trial is counted with: of its own process and of the one that waits for it. Its workers come beside."""
 
+
+EVENTS = "events.out.tfevents.*"
+"""TensorBoard's files of a trial."""
 
 ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is the command line's
@@ -73,14 +78,14 @@ def tune_trials(
     os.environ |= ENVIRONMENT
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     trainable = tune.with_resources(
-        tune.with_parameters(wait_for_trial, job=job, settings=settings),
+        tune.with_parameters(wait_for_trial, job=job),
         # neither CPUs nor GPUs, which are the workers'
         tune.PlacementGroupFactory([{"memory": TRIAL_BYTES}]),
     )
     drawn = settings is None
     tuner = tune.Tuner(
         trainable,
-        param_space=None if settings is None else {"number": tune.grid_search(list(settings))},
+        param_space=None if settings is None else {TRIAL: tune.grid_search(_configs(settings))},
         tune_config=tune.TuneConfig(
             search_alg=_optuna(job.recipe, history, begun) if drawn else None,
             num_samples=num_trials if drawn else 1,
@@ -94,10 +99,14 @@ def tune_trials(
             storage_filesystem=job.storage.fs,
             verbose=0,
             failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
-            callbacks=[watcher, *_trackers(job.recipe)],
+            callbacks=[*_trackers(job.recipe), watcher],  # what the others wrote of a trial, the watcher keeps
         ),
     )
     tuner.fit()
+
+
+def _configs(settings: Mapping[int, Settings]) -> list[dict[str, Any]]:
+    return [{"number": number, "settings": dict(own)} for number, own in settings.items()]
 
 
 def check_packages(sweep: Sweep) -> Iterator[Problem]:
@@ -178,7 +187,7 @@ def _trackers(recipe: Recipe) -> list[tune.Callback]:
 class Watcher(tune.Callback):
     """Follows the trials on the driver: their progress, and what comes of them.
 
-    numbers: of trials, as people are told; asked by settings. on_begin, on_outcome: told of each.
+    num_done: trials that were over before. on_begin, on_outcome: told of each trial, by its number.
     """
 
     def __init__(
@@ -187,12 +196,11 @@ class Watcher(tune.Callback):
         progress: Progress,
         bar: Bar,
         num_done: int,
-        settings: Mapping[int, Settings] | None,
         on_begin: Callable[[int, Settings], None],
         on_outcome: Callable[[int, Outcome], None],
     ) -> None:
         self._job, self._progress, self._bar, self._num_done = job, progress, bar, num_done
-        self._settings, self._on_begin, self._on_outcome = settings, on_begin, on_outcome
+        self._on_begin, self._on_outcome = on_begin, on_outcome
         self._numbers: dict[str, int] = {}
         self._over: set[str] = set()
         self._started = time.monotonic()
@@ -205,9 +213,9 @@ class Watcher(tune.Callback):
         """Of a trial that is restarted, too."""
         if trial.trial_id not in self._numbers:
             first = self._num_done + 1
-            number = trial.config["number"] if self._settings is not None else first + len(self._numbers)
+            number = trial.config[TRIAL]["number"] if TRIAL in trial.config else first + len(self._numbers)
             self._numbers[trial.trial_id] = number
-            self._on_begin(number, self._settings_of(trial))
+            self._on_begin(number, settings_in(trial.config, self._job.recipe))
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -224,7 +232,7 @@ class Watcher(tune.Callback):
         if trial.trial_id not in self._over and EPOCH in (result or {}) and not is_out_of_time:
             outcome = Outcome(
                 key="",
-                settings=self._settings_of(trial),
+                settings=settings_in(trial.config, self._job.recipe),
                 state="stopped",
                 metrics={"accuracy": result["accuracy"]},
                 epochs=result[EPOCH],
@@ -236,7 +244,7 @@ class Watcher(tune.Callback):
         """Of one that was lost too often."""
         if trial.trial_id not in self._over:
             reason = f"was lost {trial.num_failures} times; the last time: {trial.get_error()}"
-            self._end(trial, failed("", self._settings_of(trial), "; ".join(reason.splitlines())))
+            self._end(trial, failed("", settings_in(trial.config, self._job.recipe), "; ".join(reason.splitlines())))
         self._forget(trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -261,11 +269,6 @@ class Watcher(tune.Callback):
             self._num_done + len(self._over) + sum(share for share, _ in running.values()), "; ".join(notes)
         )
 
-    def _settings_of(self, trial: Trial) -> Settings:
-        if self._settings is not None:
-            return self._settings[trial.config["number"]]
-        return settings_of(self._job.recipe, trial.config)
-
     def _end(self, trial: Trial, outcome: Outcome) -> None:
         self.show()
         self._over.add(trial.trial_id)
@@ -273,3 +276,7 @@ class Watcher(tune.Callback):
 
     def _forget(self, trial: Trial) -> None:
         self._job.hub.forget(trial.trial_id)
+        number, storage = self._numbers.get(trial.trial_id), self._job.storage
+        for path in Path(trial.local_path or "").glob(EVENTS):
+            target = f"runs/{self._job.recipe.name}/{TENSORBOARD}/trial-{number}/{path.name}"
+            storage.write(target, path.read_bytes())

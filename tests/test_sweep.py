@@ -1,0 +1,251 @@
+"""Sweeps on Ray Tune: what trials share, what they measure, and what a sweep leaves behind."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import Run, content_hashes, tiny
+from emulated import driver
+
+from teddy_ray import flow
+from teddy_ray.errors import InputError
+from teddy_ray.progress import Progress
+from teddy_ray.recipe import Recipe
+from teddy_ray.recipe_file import dump_recipe, load_recipe
+from teddy_ray.sweeps import hub
+from teddy_ray.sweeps.checked import in_order, prepare
+from teddy_ray.sweeps.hub import Hub, Shared
+from teddy_ray.sweeps.sweep import sweep
+from teddy_ray.sweeps.tuning import rungs_of
+
+IPC, WEIGHT = "synthesis.images_per_class", "synthesis.ce_weight"
+SPACE = {IPC: {"grid": [2, 4]}, "pool.generation": {"grid": ["prior", "post"]}}
+
+
+def swept(folder: Path, space: dict[str, Any] = SPACE, **sweep_part: Any) -> Recipe:
+    return tiny(
+        folder,
+        sweep={"space": space, **sweep_part},
+        pool__seeds=[0],
+        pool__post={"ratios": [0.0]},
+        synthesis__classes_per_unit=10,
+        synthesis__steps=10,
+        evaluation__controls=["random_soft"],
+    )
+
+
+def quiet() -> Progress:
+    return Progress(open(os.devnull, "w"))
+
+
+# -- who makes what ----------------------------------------------------------------------------------------------------
+
+
+def test_two_trials_that_need_the_same_artifacts_make_each_once(shared_ray: None) -> None:
+    """One begins while the other is at it; each makes what the other has not in hand, and waits for the rest."""
+    shelf: list[str] = []
+    makers: dict[str, list[str]] = {"one": [], "two": []}
+    begun = threading.Event()
+    common = Hub.open()
+
+    def run(trial: str, wanted: list[str]) -> None:
+        for mine in Shared(common, trial).turns("unit", lambda: [each for each in wanted if each not in shelf]):
+            begun.set()
+            time.sleep(0.3)
+            makers[trial] += mine
+            shelf.extend(mine)
+        assert set(wanted) <= set(shelf)
+
+    first = threading.Thread(target=run, args=("one", ["a", "b"]))
+    first.start()
+    begun.wait()
+    second = threading.Thread(target=run, args=("two", ["b", "c", "a"]))
+    second.start()
+    first.join()
+    second.join()
+    assert makers == {"one": ["a", "b"], "two": ["c"]}
+    assert common.look().made == {"unit/a": 1, "unit/b": 1, "unit/c": 1}
+
+
+def test_what_a_trial_had_claimed_is_free_when_it_is_lost() -> None:
+    actor = hub._Hub()
+    assert actor.take("one", ["unit/a", "unit/b"]) == ["unit/a", "unit/b"]
+    assert actor.take("two", ["unit/b", "unit/c"]) == ["unit/c"]
+    actor.forget("one")
+    assert actor.take("two", ["unit/a", "unit/b"]) == ["unit/a", "unit/b"]
+    actor.release("one", ["unit/a"], [])  # its last word comes late
+    assert actor.take("three", ["unit/a"]) == []
+
+
+def test_an_error_frees_what_was_claimed_and_counts_nothing(shared_ray: None) -> None:
+    common = Hub.open()
+    with contextlib.suppress(RuntimeError):
+        for _ in Shared(common, "one").turns("unit", lambda: ["a"]):
+            raise RuntimeError
+    assert next(iter(Shared(common, "two").turns("unit", lambda: ["a"]))) == ["a"]
+    assert common.look().made == {}
+
+
+def test_trials_of_different_pools_begin_first(tmp_path: Path) -> None:
+    checked = prepare(swept(tmp_path), quiet())
+    assert [len({checked.plans[number].pool for number in in_order(checked.plans)[:num]}) for num in (1, 2, 4)] == [
+        1,
+        2,
+        2,
+    ]
+    assert sorted(in_order(checked.plans)) == [1, 2, 3, 4]
+
+
+def test_whoever_waits_for_a_trial_takes_no_torch() -> None:
+    """600 MB for each trial at a time."""
+    script = "import sys, teddy_ray.sweeps.trainable, teddy_ray.sweeps.trial; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_rungs_are_those_of_successive_halving(tmp_path: Path) -> None:
+    recipe = swept(tmp_path, stopping={"grace_epochs": 2, "reduction": 3})
+    for epochs, rungs in ((3, (2,)), (6, (2,)), (7, (2, 6)), (300, (2, 6, 18, 54, 162))):
+        part = recipe.evaluation.model_copy(update={"epochs": epochs})
+        assert rungs_of(recipe.model_copy(update={"evaluation": part})) == rungs
+    assert rungs_of(swept(tmp_path)) == ()
+
+
+def test_problems_of_trials_are_told_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        prepare(swept(tmp_path, {IPC: {"grid": [2, 50, 60]}, WEIGHT: {"grid": [0.1, -1.0]}}), quiet())
+    weight, *sizes = (str(problem) for problem in caught.value.problems)
+    assert weight == "synthesis.ce_weight: found -1.0; should be greater than or equal to 0 (in 3 of 6 trials)"
+    assert [size.split(";")[0] for size in sizes] == [f"{IPC}: found 50", f"{IPC}: found 60"]
+    assert all(size.endswith("(in 1 of 6 trials)") for size in sizes)
+    assert not list(tmp_path.iterdir())
+
+
+# -- whole sweeps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def swept_once(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A sweep over images per class and generation. Tests read it."""
+    folder = tmp_path_factory.mktemp("sweep")
+    with open(folder / "progress.txt", "w+") as stream:
+        text, failed = sweep(swept(folder), Progress(stream))
+        assert failed == {}
+        stream.seek(0)
+        return folder, text, stream.read()
+
+
+def tree_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "runs" / "tiny" / "sweep.json").read_text())
+    return found
+
+
+def test_every_artifact_is_made_once(swept_once: tuple[Path, str, str]) -> None:
+    """The smaller sets are the beginnings of the larger ones; prior and post pool have their base in common."""
+    folder, _, _ = swept_once
+    made = tree_of(folder)["made"]
+    assert all(facts["times"] == facts["artifacts"] for facts in made.values()), made
+    expected = {"training": 2, "pool": 2, "statistics": 2, "unit": 4, "synthesis": 4, "labels": 4, "student": 8}
+    assert {kind: made[kind]["times"] for kind in expected} == expected
+
+
+def test_trials_are_measured_on_the_validation_part_and_the_winner_on_test(swept_once: tuple[Path, str, str]) -> None:
+    folder, text, progress = swept_once
+    manifests = [json.loads(path.read_text()) for path in folder.glob("artifacts/evaluation/*/manifest.json")]
+    splits = [{score["split"] for score in manifest["scores"]} for manifest in manifests]
+    assert sorted(splits, key=str) == [{"test"}, *[{"validation"}] * 4]
+    tree = tree_of(folder)
+    best = max(tree["trials"], key=lambda each: each["metrics"]["accuracy"])
+    assert tree["winner"]["validation"] == best["metrics"]["accuracy"]
+    assert [each["state"] for each in tree["trials"]] == ["finished"] * 4
+    assert f"Trial {tree['winner']['number']} wins by accuracy" in text
+    assert progress.count("finished: validation accuracy") == 4
+
+
+@pytest.mark.slow
+def test_the_winner_s_recipe_gives_its_validation_accuracy_again(
+    swept_once: tuple[Path, str, str], tmp_path: Path
+) -> None:
+    """From nothing: on another storage."""
+    folder, _, _ = swept_once
+    recipe = load_recipe(folder / "runs" / "tiny" / "winner.yaml", [], {"storage": str(tmp_path)})
+    assert flow.distill(recipe, quiet()).accuracy["distilled"].validation == tree_of(folder)["winner"]["validation"]
+
+
+def test_a_finished_sweep_computes_nothing_again(
+    swept_once: tuple[Path, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, text, _ = swept_once
+    monkeypatch.setattr("teddy_ray.sweeps.sweep._run", None)
+    monkeypatch.setattr("teddy_ray.flow._run", None)
+    again, _ = sweep(swept(folder), quiet())
+    assert again == text
+
+
+def test_trials_that_are_added_are_all_that_runs(swept_once: tuple[Path, str, str], tmp_path: Path) -> None:
+    """By what stands in the ledger: the artifacts are elsewhere."""
+    folder, _, _ = swept_once
+    more = prepare(swept(folder, {IPC: {"grid": [1, 2, 4]}, "pool.generation": {"grid": ["prior", "post"]}}), quiet())
+    assert sorted(more.done) == [3, 4, 5, 6]
+    assert more.identity == prepare(swept(folder), quiet()).identity
+    other = prepare(swept(folder).model_copy(update={"seed": 1}), quiet())
+    assert other.done == {}
+    assert other.identity != more.identity
+
+
+@pytest.mark.slow
+def test_optuna_and_early_stopping_and_a_trial_that_fails(shared_ray: None, tmp_path: Path) -> None:
+    """Draws that go on where a first sweep ended; a rate of 1e6 is a failure of its trial alone."""
+    space = {"synthesis.learning_rate": {"choice": [0.01, 0.1]}, WEIGHT: {"log_uniform": [0.01, 1.0]}}
+    part = {"sampler": "optuna", "stopping": {"grace_epochs": 1, "reduction": 2}, "at_once": 2}
+    sweep(swept(tmp_path, space, trials=4, **part), quiet())
+    before = tree_of(tmp_path)
+    assert len(before["trials"]) == 4
+    states = {each["state"] for each in before["trials"]}
+    assert "finished" in states
+    trained = before["student_epochs"]
+    assert trained["trained"] <= trained["without_stopping"]
+    sweep(swept(tmp_path, space, trials=6, **part), quiet())
+    after = tree_of(tmp_path)
+    settings = [json.dumps(each["settings"]) for each in after["trials"]]
+    assert len(set(settings)) == 6
+    assert {json.dumps(each["settings"]) for each in before["trials"]} <= set(settings)
+
+
+@pytest.mark.slow
+def test_a_driver_killed_in_mid_sweep_is_resumed(finished: Run, tmp_path: Path) -> None:
+    """Finished trials are not begun again, and the result is that of a sweep that nobody disturbed."""
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    for folder in (killed, undisturbed):
+        folder.mkdir()
+        (folder / "recipe.yaml").write_text(dump_recipe(swept(folder)))
+    script = str(Path(__file__).parent.parent / "pipelines" / "sweep.py")
+    with driver(script, str(killed / "recipe.yaml")) as program:
+        program.wait_for(lambda: len(list(killed.glob("runs/tiny/trials/*.json"))) >= 1)
+        os.kill(program.process.pid, signal.SIGKILL)
+    done = {path.name: path.read_bytes() for path in killed.glob("runs/tiny/trials/*.json")}
+    assert 1 <= len(done) < 4
+    with driver(script, str(killed / "recipe.yaml")) as program:
+        assert program.finish() == 0, program.text
+    assert f"4 trials, {len(done)} of them done" in program.text
+    assert program.text.count(" begins: ") == 4 - len(done)
+    assert {path.name: path.read_bytes() for path in killed.glob("runs/tiny/trials/*.json")}.items() >= done.items()
+    sweep(swept(undisturbed), quiet())
+    ours, theirs = tree_of(killed), tree_of(undisturbed)
+    assert [each["metrics"]["accuracy"] for each in ours["trials"]] == [
+        each["metrics"]["accuracy"] for each in theirs["trials"]
+    ]
+    assert (ours["winner"], ours["front"]) == (theirs["winner"], theirs["front"])
+    for kind in ("unit", "shard", "moments"):
+        assert content_hashes(killed, kind) == content_hashes(undisturbed, kind)
+    name = "runs/tiny/winner.yaml"
+    one, two = (yaml.safe_load((folder / name).read_text()) for folder in (killed, undisturbed))
+    assert {**one, "storage": None} == {**two, "storage": None}
