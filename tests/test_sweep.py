@@ -86,6 +86,21 @@ def test_what_a_trial_had_claimed_is_free_when_it_is_lost() -> None:
     assert actor.take("three", ["unit/a"]) == []
 
 
+def test_trials_that_wait_for_others_leave_them_the_workers() -> None:
+    actor = hub._Hub()
+    actor.begin("one")
+    actor.begin("two")
+    actor.take("one", ["pool/a"])
+    assert actor.num_at_work() == 2
+    actor.take("two", ["pool/a"])
+    assert actor.num_at_work() == 1
+    actor.release("one", ["pool/a"], ["pool/a"])
+    actor.take("two", ["unit/a"])
+    assert actor.num_at_work() == 2
+    actor.forget("one")
+    assert actor.num_at_work() == 1
+
+
 def test_an_error_frees_what_was_claimed_and_counts_nothing(shared_ray: None) -> None:
     common = Hub.open()
     with contextlib.suppress(RuntimeError):

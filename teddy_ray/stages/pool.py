@@ -163,7 +163,7 @@ class _Trainings:
         per_base = pool.workers_per_base
         fit = min(self._num_workers(), self._session.nodes.room(pool))  # which may be none
         free = fit - sum(run.num_workers for run in self._runs.values())
-        most = per_base if self._session.beside_others else max(per_base, MOST_TOGETHER)
+        most = per_base if self._session.at_work else max(per_base, MOST_TOGETHER)
         num_groups = min(num_left, free // per_base, most // per_base)
         if num_groups < 1 or (self._unsettled and not all_answer()):
             return

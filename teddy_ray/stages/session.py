@@ -10,7 +10,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Protocol
@@ -58,8 +58,9 @@ class Session:
     """One run of a plan. `board` is where workers post their progress.
 
     claims: of what this run makes and others need, too. probes: who is told how the first student gets on.
-    beside_others: whether it is one of several on the cluster. Then it asks no autoscaler for nodes, for each would
-    take back what another had asked for; and its workers do not wait for each other, which might be for ever.
+    at_work: how many runs share the cluster's workers now, this one included; None where it is alone. One of several
+    asks no autoscaler for nodes, for it would take back what another had asked for; and its workers do not wait for
+    each other, which might be for ever.
     """
 
     plan: Plan
@@ -68,7 +69,7 @@ class Session:
     progress: Progress
     claims: Claims = field(default_factory=Alone)
     probes: Probes | None = None
-    beside_others: bool = False
+    at_work: Callable[[], int] | None = None
     nodes: Nodes = field(init=False)
     _node_ids: set[str] = field(init=False, default_factory=set)
     _read_at: float = field(init=False, default=-math.inf)
@@ -138,12 +139,14 @@ class Session:
         if not room and time.monotonic() - self._told_at > TELL_EVERY_S:
             self._told_at = time.monotonic()
             self.progress.say(f"waiting for a node: none has room for {bundles(part, 1)[0]}")
+        if self.at_work is not None:
+            room = -(-room // max(1, self.at_work()))
         return max(1, min(_wanted(part, at_most), room))
 
     @contextlib.contextmanager
     def hiring(self, part: Placed, *, at_most: int) -> Iterator[Hiring]:
         """`workers`, to be asked as nodes come and go. An autoscaler is asked for as many as the stage can use."""
-        hiring = Hiring(self, part, at_most, not self.beside_others and autoscaler.exists())
+        hiring = Hiring(self, part, at_most, self.at_work is None and autoscaler.exists())
         hiring()
         try:
             yield hiring

@@ -50,6 +50,7 @@ class _Hub:
 
     def __init__(self) -> None:
         self._holders: dict[str, str] = {}
+        self._at_work: dict[str, bool] = {}
         self._made: Counter[str] = Counter()
         self._lines: list[Line] = []
         self._shares: dict[str, tuple[float, str]] = {}
@@ -58,6 +59,7 @@ class _Hub:
     def take(self, trial: str, keys: Sequence[str]) -> list[str]:
         free = [key for key in keys if self._holders.get(key, trial) == trial]
         self._holders |= dict.fromkeys(free, trial)
+        self._at_work[trial] = bool(free)  # or it waits for what another one makes
         return free
 
     def release(self, trial: str, keys: Sequence[str], made: Sequence[str]) -> None:
@@ -66,7 +68,15 @@ class _Hub:
                 del self._holders[key]
         self._made.update(made)
 
+    def begin(self, trial: str) -> None:
+        self.forget(trial)
+        self._at_work[trial] = True
+
+    def num_at_work(self) -> int:
+        return sum(self._at_work.values())
+
     def forget(self, trial: str) -> None:
+        self._at_work.pop(trial, None)
         self._holders = {key: holder for key, holder in self._holders.items() if holder != trial}
         self._shares.pop(trial, None)
         self._rungs.pop(trial, None)
@@ -105,9 +115,18 @@ class Hub:
         look: Look = ray.get(self.actor.look.remote())
         return look
 
+    def begin(self, trial: str) -> None:
+        """A trial begins, or begins again: what it had claimed is free."""
+        ray.get(self.actor.begin.remote(trial))
+
     def forget(self, trial: str) -> None:
-        """A trial ended, or begins again: what it had claimed is free."""
+        """A trial ended: what it had claimed is free."""
         ray.get(self.actor.forget.remote(trial))
+
+    def num_at_work(self) -> int:
+        """Trials that do not wait for what another one makes: they share the workers."""
+        num: int = ray.get(self.actor.num_at_work.remote())
+        return num
 
     def rungs(self, trial: str) -> list[Rung]:
         """What was reported of a trial since the last call."""

@@ -39,7 +39,7 @@ def settings_in(config: Mapping[str, Any], recipe: Recipe) -> Settings:
 def wait_for_trial(config: Mapping[str, Any], job: Job) -> None:
     """A function trainable."""
     trial = tune.get_context().get_trial_id()
-    job.hub.forget(trial)  # it may have begun on a node that is gone
+    job.hub.begin(trial)  # again, where its first node is gone
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     remote = ray.remote(_run_trial).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
     task = remote.remote(job, settings_in(config, job.recipe), trial)

@@ -62,7 +62,7 @@ def run_trial(job: Job, settings: Settings, trial: str) -> Outcome:
             progress,
             claims=Shared(job.hub, trial),
             probes=RungsOf(job.hub, trial, job.rungs) if job.rungs else None,
-            beside_others=True,
+            at_work=job.hub.num_at_work,
         )
         if reference is not None:
             session.source_ref = reference
