@@ -103,16 +103,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    counts = tuple(int(number) for number in text.split(","))
-    if min(counts) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}: each should be 1 or more")
-    return counts
+    numbers = text.split(",")
+    if not all(number.strip().isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{text!r} should be whole numbers from 1, such as 1,8,64")
+    return tuple(map(int, numbers))
 
 
 def _positive(text: str) -> float:
-    number = float(text)
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
     if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} should be more than 0")
+        raise argparse.ArgumentTypeError(f"{text!r} should be a number above 0")
     return number
 
 
