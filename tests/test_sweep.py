@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import Run, content_hashes, tiny
+from conftest import Run, content_hashes, processes, tiny
 from emulated import driver
 
 from teddy_ray import flow
@@ -214,6 +215,29 @@ def test_trials_that_are_added_are_all_that_runs(swept_once: tuple[Path, str, st
     other = prepare(swept(folder).model_copy(update={"seed": 1}), quiet())
     assert other.done == {}
     assert other.identity != more.identity
+
+
+@pytest.mark.slow
+def test_a_killed_trial_begins_again_and_time_runs_out(
+    shared_ray: None, tmp_path: Path, killer: Callable[[str, int], list[int]]
+) -> None:
+    """From its artifacts. TensorBoard's files are kept of every trial."""
+    space = {WEIGHT: {"grid": [0.1, 1.0]}}
+    killed = killer("ray::_run_trial", 1)
+    with open(tmp_path / "progress.txt", "w+") as stream:
+        text, failed = sweep(swept(tmp_path, space, trackers={"tensorboard": True}), Progress(stream))
+        stream.seek(0)
+        assert "lost, begins again from its artifacts" in stream.read()
+    assert len(killed) == 1
+    assert failed == {}
+    assert "2 of 2 trials finished" in text
+    events = {path.parent.name for path in tmp_path.glob("runs/tiny/tensorboard/*/events.out.tfevents.*")}
+    assert events == {"trial-1", "trial-2"}
+    more = {WEIGHT: {"grid": [0.1, 1.0, 2.0]}, "seed": {"grid": [0, 1]}}
+    text, failed = sweep(swept(tmp_path, more, seconds=1.0), quiet())
+    assert failed == {}
+    assert processes("ray::_run_trial") == []
+    assert "2 of 6 trials finished" in text  # the two from above, by their artifacts
 
 
 @pytest.mark.slow
