@@ -118,6 +118,8 @@ def check_packages(sweep: Sweep) -> Iterator[Problem]:
     for key, package in needed.items():
         if find_spec(package) is None:
             yield Problem(key, package, f"needs the package {package}: pip install {package}")
+    if sweep.trackers.wandb and "WANDB_API_KEY" not in os.environ and os.environ.get("WANDB_MODE") != "offline":
+        yield Problem("sweep.trackers.wandb", sweep.trackers.wandb, "set WANDB_API_KEY, or WANDB_MODE=offline")
 
 
 def _scheduler(recipe: Recipe) -> ASHAScheduler | None:
