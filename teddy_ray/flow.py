@@ -69,7 +69,8 @@ def prepare(
     if problems or storage is None or source is None:
         raise InputError(problems)
     plan = Plan(recipe, _facts(source), code=_code(recipe), split=split)
-    given = given or read_given(plan, source.validation, storage)
+    if given is None or (recipe.pool.generation == "auto" and given.facts.accuracy is None):
+        given = read_given(plan, source.validation, storage)
     plan = replace(plan, given=given.facts) if given else plan
     if problems := list(_label_problems(plan)):
         raise InputError(problems)

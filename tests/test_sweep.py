@@ -79,9 +79,12 @@ def test_two_trials_that_need_the_same_artifacts_make_each_once(shared_ray: None
 
 def test_what_a_trial_had_claimed_is_free_when_it_is_lost() -> None:
     actor = hub._Hub()
+    for trial in ("one", "two", "three"):
+        actor.begin(trial)
     assert actor.take("one", ["unit/a", "unit/b"]) == ["unit/a", "unit/b"]
     assert actor.take("two", ["unit/b", "unit/c"]) == ["unit/c"]
     actor.forget("one")
+    assert actor.take("one", ["unit/a"]) == []  # stopped, but not ended yet
     assert actor.take("two", ["unit/a", "unit/b"]) == ["unit/a", "unit/b"]
     actor.release("one", ["unit/a"], [])  # its last word comes late
     assert actor.take("three", ["unit/a"]) == []

@@ -88,6 +88,7 @@ def test_the_sweep_changes_nothing_of_the_run_itself(tmp_path: Any) -> None:
         ({"synthesys.steps": {"grid": [1]}}, {}, ["sweep.space.synthesys.steps", "'synthesis'"]),
         ({"synthesis.num_workers": {"grid": [1, 2]}}, {}, ["changes no result"]),
         ({"storage": {"grid": ["a", "b"]}}, {}, ["changes no result"]),
+        ({"pool.base.mean": {"grid": [0.4, 0.5]}}, {}, ["the same for all trials"]),
         ({"data.validation": {"grid": [0.1, 0.2]}}, {}, ["measured on"]),
         ({WEIGHT: {}}, {}, ["name one of grid, choice, uniform, log_uniform"]),
         ({WEIGHT: {"grid": [1], "choice": [2]}}, {}, ["name one of grid"]),

@@ -13,13 +13,13 @@ from teddy_ray.given import GivenBase
 from teddy_ray.plan import Plan
 from teddy_ray.progress import Progress
 from teddy_ray.publication import check_run_folder
-from teddy_ray.recipe import Data, Recipe, Sweep
+from teddy_ray.recipe import Data, Recipe, Sweep, result_fields
 from teddy_ray.recipe_file import set_key
 from teddy_ray.sources import Source, open_source
 from teddy_ray.storage import Storage, sha256, to_json
-from teddy_ray.sweeps.outcome import Ledger, key_of, measure
+from teddy_ray.sweeps.outcome import Ledger, Outcome, key_of, measure
 from teddy_ray.sweeps.results import Trial
-from teddy_ray.sweeps.space import Settings, drawn_of, ends, enumerated, merged, sweep_of, trial_recipe
+from teddy_ray.sweeps.space import Settings, drawn_of, ends, enumerated, merged, sweep_of, trial_recipe, with_settings
 
 TREE = "sweep.json"
 """By which the folder of a sweep is known."""
@@ -65,8 +65,8 @@ class Checked:
     def identity(self) -> str:
         """Of what the trials are made of and measured by; other values of the same keys make it no other sweep."""
         sweep = self.sweep
-        fields = trial_recipe(self.recipe, {}, "sweep").model_dump(mode="json")
-        for key in ("storage", "cluster", "logs", *sweep.space):
+        fields = result_fields(trial_recipe(self.recipe, {}, "sweep"))
+        for key in sweep.space:
             set_key(fields, key, None)
         measured = [sweep.objectives, sweep.stopping and sweep.stopping.model_dump(mode="json")]
         images = [(plan.data.train, plan.data.validation) for plan in self.plans.values()]
@@ -106,6 +106,9 @@ def prepare(recipe: Recipe, progress: Progress) -> Checked:
             source = sources[own.data]
             prepared = flow.prepare(own, progress.say, source, split="validation", storage=storage, given=given)
             plans[number], given = prepared.plan, prepared.given or given
+            # any of them may win, and be run with all students and controls
+            whole = with_settings(recipe, settings).model_copy(update={"name": winner_name(recipe)})
+            flow.prepare(whole, source=source, storage=storage, given=given)
     if len({plan.data.validation for plan in plans.values()}) > 1:
         remedy = "leave out the keys of data that change which images trials are measured on"
         found.append(Problem("sweep.space", [key for key in sweep.space if key.startswith("data.")], remedy))
@@ -135,7 +138,7 @@ def _done(checked: Checked) -> dict[int, Trial]:
     ledger, sweep = checked.ledger.read(), checked.sweep
     if checked.settings is None:
         kept = [outcome for outcome in ledger.values() if drawn_of(checked.recipe, outcome.settings) is not None]
-        same = [outcome for outcome in kept if key_of(checked.plan(outcome.settings), sweep) == outcome.key]
+        same = [outcome for outcome in kept if _is_of(checked, outcome)]
         return {number: Trial(number, outcome.settings, outcome) for number, outcome in enumerate(same, start=1)}
     done = {}
     for number, plan in checked.plans.items():
@@ -146,6 +149,14 @@ def _done(checked: Checked) -> dict[int, Trial]:
         if outcome is not None:
             done[number] = Trial(number, settings, outcome)
     return done
+
+
+def _is_of(checked: Checked, outcome: Outcome) -> bool:
+    """Whether a trial of the recipe as it is now would come out so; it may have been edited since."""
+    try:
+        return key_of(checked.plan(outcome.settings), checked.sweep) == outcome.key
+    except InputError:
+        return False
 
 
 @contextlib.contextmanager

@@ -51,12 +51,15 @@ class _Hub:
     def __init__(self) -> None:
         self._holders: dict[str, str] = {}
         self._at_work: dict[str, bool] = {}
+        self._gone: set[str] = set()  # a trial that Tune stops goes on until its process has ended
         self._made: Counter[str] = Counter()
         self._lines: list[Line] = []
         self._shares: dict[str, tuple[float, str]] = {}
         self._rungs: dict[str, list[Rung]] = {}
 
     def take(self, trial: str, keys: Sequence[str]) -> list[str]:
+        if trial in self._gone:
+            return []
         free = [key for key in keys if self._holders.get(key, trial) == trial]
         self._holders |= dict.fromkeys(free, trial)
         self._at_work[trial] = bool(free)  # or it waits for what another one makes
@@ -70,12 +73,14 @@ class _Hub:
 
     def begin(self, trial: str) -> None:
         self.forget(trial)
+        self._gone.remove(trial)
         self._at_work[trial] = True
 
     def num_at_work(self) -> int:
         return sum(self._at_work.values())
 
     def forget(self, trial: str) -> None:
+        self._gone.add(trial)
         self._at_work.pop(trial, None)
         self._holders = {key: holder for key, holder in self._holders.items() if holder != trial}
         self._shares.pop(trial, None)
@@ -85,7 +90,8 @@ class _Hub:
         self._lines.append(line)
 
     def show(self, trial: str, share: float, note: str) -> None:
-        self._shares[trial] = share, note
+        if trial not in self._gone:
+            self._shares[trial] = share, note
 
     def report(self, trial: str, rung: Rung) -> None:
         self._rungs.setdefault(trial, []).append(rung)
@@ -146,7 +152,7 @@ class Shared:
         actor = self.hub.actor
         while there := missing():
             taken = ray.get(actor.take.remote(self.trial, [f"{kind}/{fingerprint}" for fingerprint in there]))
-            still = set(missing())  # what another trial had when we looked, it may have finished by now
+            still = set(missing()) if taken else set[str]()  # another trial may have finished it since we looked
             mine = [key.partition("/")[2] for key in taken if key.partition("/")[2] in still]
             made: list[str] = []
             try:

@@ -117,7 +117,8 @@ def to_table(found: Found, display: str) -> str:
     lines += [sentence for sentence in verdicts(found)]
     if failed := found.in_state("failed"):
         lines += ["", *(f"trial {trial.number} failed: {trial.outcome.reason}" for trial in failed if trial.outcome)]
-    return "\n".join([*lines, "", f"report: {display}/{REPORT}", f"recipe: {display}/winner.yaml"])
+    recipe = [] if found.summary is None else [f"recipe: {display}/winner.yaml"]
+    return "\n".join([*lines, "", f"report: {display}/{REPORT}", *recipe])
 
 
 def verdicts(found: Found) -> Iterator[str]:

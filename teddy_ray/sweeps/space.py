@@ -129,7 +129,8 @@ def drawn_of(recipe: Recipe, settings: Settings) -> dict[str, Any] | None:
     for key, axis in sweep.space.items():
         values = values_of(axis)
         if kind_of(axis) in RANGES:
-            if not values[0] <= settings[key] <= values[1]:
+            is_number = isinstance(settings[key], int | float) and not isinstance(settings[key], bool)
+            if not is_number or not values[0] <= settings[key] <= values[1]:
                 return None
             drawn[key] = settings[key]
         elif settings[key] in values:
@@ -223,6 +224,8 @@ def _key_problems(sweep: Sweep) -> Iterator[Problem]:
         place = f"sweep.space.{key}"
         if key in NOT_TO_SWEEP:
             yield Problem(place, key, f"{NOT_TO_SWEEP[key]}; leave it out")
+        elif f"{key}.".startswith("pool.base."):
+            yield Problem(place, key, "should be the same for all trials: sweep recipes of other bases one by one")
         elif key.split(".")[0] in ("name", "storage", "sweep") or _role(key) is Role.EXECUTION:
             yield Problem(place, key, "changes no result; leave it out")
         elif _role(key) is None:

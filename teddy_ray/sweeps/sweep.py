@@ -40,8 +40,12 @@ def sweep(recipe: Recipe, progress: Progress) -> tuple[str, Mapping[int, str]]:
     storage, trials = checked.storage, dict(checked.done)
     missing = checked.num_trials - len(trials)
     if missing > 0:
-        check_local_resources(recipe)
+        for plan in checked.plans.values():
+            check_local_resources(plan.recipe)
     _make_room(checked, progress)
+    for trial in trials.values():
+        if trial.outcome is not None:
+            checked.ledger.write(trial.outcome)
     progress.say(f"{checked.num_trials} trials, {len(trials)} of them done; {storage.display(checked.folder)}/{REPORT}")
     made: Mapping[str, int] = {}
     try:
@@ -49,7 +53,12 @@ def sweep(recipe: Recipe, progress: Progress) -> tuple[str, Mapping[int, str]]:
             if missing > 0:
                 made = _run(checked, trials, host, progress)
             _write(checked, trials, made, None)
-            summary = _evaluate(checked, winner(_in_order(trials), checked.sweep), progress)
+            over = sum(trial.outcome is not None for trial in trials.values())
+            summary = None
+            if over == checked.num_trials:
+                summary = _evaluate(checked, winner(_in_order(trials), checked.sweep), progress)
+            else:
+                progress.say(f"{over} of {checked.num_trials} trials are over; the winner is known when all are")
         found = _write(checked, trials, made, summary)
     finally:
         storage.close_session()

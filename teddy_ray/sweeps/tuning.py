@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune import TuneError
 from ray.tune.schedulers import ASHAScheduler
 
-from teddy_ray.errors import Problem
+from teddy_ray.errors import Problem, StageError
 from teddy_ray.progress import Bar, Progress
 from teddy_ray.recipe import Recipe, Sweep
 from teddy_ray.sweeps.hub import Look
@@ -102,7 +103,10 @@ def tune_trials(
             callbacks=[*_trackers(job.recipe), watcher],  # what the others wrote of a trial, the watcher keeps
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except (TuneError, RayError) as error:
+        raise StageError("sweep", "Ray Tune", str(error)) from error
 
 
 def _configs(settings: Mapping[int, Settings]) -> list[dict[str, Any]]:
@@ -205,7 +209,6 @@ class Watcher(tune.Callback):
         self._on_begin, self._on_outcome = on_begin, on_outcome
         self._numbers: dict[str, int] = {}
         self._over: set[str] = set()
-        self._started = time.monotonic()
         self.made: Mapping[str, int] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -228,10 +231,8 @@ class Watcher(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Of one that was stopped, too."""
-        result, sweep = trial.last_result, self._job.recipe.sweep
-        assert sweep is not None
-        is_out_of_time = sweep.seconds is not None and time.monotonic() - self._started >= sweep.seconds
-        if trial.trial_id not in self._over and EPOCH in (result or {}) and not is_out_of_time:
+        result = trial.last_result
+        if trial.trial_id not in self._over and EPOCH in (result or {}):
             outcome = Outcome(
                 key="",
                 settings=settings_in(trial.config, self._job.recipe),
