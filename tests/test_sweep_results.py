@@ -12,8 +12,8 @@ from teddy_ray.recipe import Recipe
 from teddy_ray.recipe_file import parse_recipe
 from teddy_ray.storage import Storage
 from teddy_ray.sweeps.outcome import Ledger, Outcome
-from teddy_ray.sweeps.page import Found, to_html, to_table, to_tree
-from teddy_ray.sweeps.results import Trial, epochs_saved, front, importances, main_effects, winner
+from teddy_ray.sweeps.page import to_html, to_table, to_tree
+from teddy_ray.sweeps.results import Found, Trial, epochs_saved, front, importances, main_effects, winner
 
 IPC, WEIGHT = "synthesis.images_per_class", "synthesis.ce_weight"
 

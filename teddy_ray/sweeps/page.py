@@ -3,74 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterator
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from teddy_ray.plots import Axis
-from teddy_ray.recipe import Recipe, Sweep
 from teddy_ray.recipe_file import dump_recipe
 from teddy_ray.report import size
-from teddy_ray.summary import REPORT, Summary
+from teddy_ray.summary import REPORT
+from teddy_ray.sweeps.plots import charts, parallel
 from teddy_ray.sweeps.results import (
-    COSTS,
     MODES,
+    Found,
     Trial,
     epochs_saved,
-    front,
     importances,
     main_effects,
     text_of,
-    winner,
+    words_of,
 )
-from teddy_ray.sweeps.space import RANGES, kind_of
 from teddy_ray.tables import align
-
-X_TITLES = {
-    "images": "images",
-    "bytes": "bytes as stored, labels included",
-    "seconds": "worker seconds: pool, statistics, synthesis, labels",
-}
-
-
-@dataclass(frozen=True)
-class Found:
-    """All that is shown of a sweep. made: how often each artifact was made by the last command. summary: of the
-    winner, once it has been measured on the test split."""
-
-    recipe: Recipe
-    trials: Sequence[Trial]
-    num_trials: int
-    made: Mapping[str, int]
-    summary: Summary | None
-
-    @property
-    def sweep(self) -> Sweep:
-        assert self.recipe.sweep is not None
-        return self.recipe.sweep
-
-    @property
-    def winner(self) -> Trial | None:
-        return winner(self.trials, self.sweep)
-
-    @property
-    def front(self) -> list[Trial]:
-        """Of the objectives where there are several, else of accuracy and bytes."""
-        objectives = self.sweep.objectives
-        return front(self.trials, objectives if len(objectives) > 1 else (objectives[0], "bytes"))
-
-    @property
-    def whole_epochs(self) -> int:
-        """Of a trial's students."""
-        evaluation = self.recipe.evaluation
-        rows = 2 if "improvement" in self.sweep.objectives else 1
-        return rows * len(evaluation.seeds) * evaluation.epochs
-
-    def in_state(self, state: str) -> list[Trial]:
-        return [trial for trial in self.trials if trial.outcome is not None and trial.outcome.state == state]
 
 
 def to_tree(found: Found) -> dict[str, Any]:
@@ -127,7 +79,7 @@ def verdicts(found: Found) -> Iterator[str]:
     if best is None:
         yield "No trial has finished: there is no winner."
         return
-    of_best = f"Trial {best.number} wins by {found.sweep.objectives[0]}: {_settings(best)}."
+    of_best = f"Trial {best.number} wins by {found.sweep.objectives[0]}: {words_of(best)}."
     yield f"{of_best} Validation accuracy {best.metric('accuracy'):.4f}, the best of {len(found.in_state('finished'))}."
     if found.summary is not None:
         test = found.summary.accuracy["distilled"]
@@ -160,8 +112,8 @@ def to_html(found: Found) -> str:
         found=found,
         state=_state(found),
         verdicts=list(verdicts(found)),
-        charts=list(_charts(found)),
-        parallel=_parallel(found),
+        charts=list(charts(found)),
+        parallel=parallel(found),
         effects=main_effects(found.trials, found.sweep),
         shares=importances(found.trials, found.sweep),
         keys=list(found.sweep.space),
@@ -184,10 +136,6 @@ def _state(found: Found) -> str:
     parts += [f"{stopped} stopped early"] if stopped else []
     parts += [f"{failed} failed"] if failed else []
     return ", ".join(parts)
-
-
-def _settings(trial: Trial) -> str:
-    return ", ".join(f"{key} {text_of(value)}" for key, value in trial.settings.items())
 
 
 def _ranked(found: Found) -> list[Trial]:
@@ -234,123 +182,3 @@ def _marks(found: Found) -> dict[int, str]:
         else ""
         for trial in found.trials
     }
-
-
-# -- plots, in per cent of their boxes ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spot:
-    """A trial in a plot. style: all, front or winner."""
-
-    x: float
-    y: float
-    style: str
-    title: str
-
-
-@dataclass(frozen=True)
-class Scatter:
-    """Accuracy against a cost. line: the corners of the front."""
-
-    title: str
-    x_title: str
-    x: Axis
-    y: Axis
-    spots: Sequence[Spot]
-    line: Sequence[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Upright:
-    """An axis of the parallel coordinates."""
-
-    title: str
-    x: float
-    ticks: Sequence[tuple[float, str]]
-
-
-@dataclass(frozen=True)
-class Parallel:
-    """A line per trial through all its settings to its accuracy. lines: points, style, title."""
-
-    axes: Sequence[Upright]
-    lines: Sequence[tuple[Sequence[tuple[float, float]], str, str]]
-
-
-def _charts(found: Found) -> Iterator[Scatter]:
-    """Accuracy against every cost in which trials differ, each with its own front."""
-    trials, best = found.in_state("finished"), found.winner
-    if len(trials) < 2:
-        return
-    y = _axis([trial.metric("accuracy") for trial in trials], log=False)
-    for cost in COSTS:
-        values = [trial.metric(cost) for trial in trials]
-        if max(values) == min(values):
-            continue
-        log = max(values) > 5 * min(values)
-        x = _axis(values, log=log)
-        ahead = sorted(front(trials, ("accuracy", cost)), key=lambda trial: trial.metric(cost))
-        numbers = {trial.number for trial in ahead}
-        spots = [
-            Spot(
-                x.at(trial.metric(cost)),
-                y.at(trial.metric("accuracy")),
-                "winner" if trial is best else "front" if trial.number in numbers else "all",
-                f"trial {trial.number}: {trial.metric('accuracy'):.4f}; {_settings(trial)}",
-            )
-            for trial in trials
-        ]
-        order = ("all", "front", "winner")
-        corners = [(x.at(trial.metric(cost)), y.at(trial.metric("accuracy"))) for trial in ahead]
-        steps = [point for a, b in pairwise(corners) for point in (a, (b[0], a[1]))]
-        title = X_TITLES[cost] + (", logarithmic" if log else "")
-        yield Scatter(
-            f"Validation accuracy against {cost}",
-            title,
-            x,
-            y,
-            sorted(spots, key=lambda spot: order.index(spot.style)),
-            [*steps, *corners[-1:]],
-        )
-
-
-def _axis(values: Sequence[float], *, log: bool) -> Axis:
-    low, high = min(values), max(values)
-    if log:
-        return Axis(low / 1.2, high * 1.2, num_ticks=4, log=True)
-    margin = 0.07 * (high - low) or 0.01 * abs(high) or 1.0
-    return Axis(low - margin, high + margin, num_ticks=4)
-
-
-def _parallel(found: Found) -> Parallel | None:
-    trials, space = found.in_state("finished"), found.sweep.space
-    if len(trials) < 2:
-        return None
-    accuracies = _axis([trial.metric("accuracy") for trial in trials], log=False)
-    places = [round(100 * i / len(space), 2) for i in range(len(space) + 1)]
-    axes, heights = [], list[list[float]]()
-    for key, place in zip(space, places, strict=False):
-        values = [trial.settings[key] for trial in trials]
-        if kind_of(space[key]) in RANGES:
-            own = _axis(values, log=kind_of(space[key]) == "log_uniform")
-            heights.append([own.at(value) for value in values])
-            axes.append(Upright(key, place, own.ticks))
-        else:
-            texts = list(dict.fromkeys(text_of(value) for value in sorted(values, key=_order)))
-            at = {text: 100 * (i + 0.5) / len(texts) for i, text in enumerate(texts)}
-            heights.append([at[text_of(value)] for value in values])
-            axes.append(Upright(key, place, [(height, text) for text, height in at.items()]))
-    heights.append([accuracies.at(trial.metric("accuracy")) for trial in trials])
-    axes.append(Upright("validation accuracy", 100.0, accuracies.ticks))
-    best, ahead = found.winner, {trial.number for trial in found.front}
-    lines = []
-    for i, trial in enumerate(trials):
-        style = "winner" if trial is best else "front" if trial.number in ahead else "all"
-        points = [(place, height[i]) for place, height in zip(places, heights, strict=True)]
-        lines.append((points, style, f"trial {trial.number}: {trial.metric('accuracy'):.4f}; {_settings(trial)}"))
-    return Parallel(axes, sorted(lines, key=lambda line: ("all", "front", "winner").index(line[1])))
-
-
-def _order(value: Any) -> tuple[int, Any]:
-    return (0, value) if isinstance(value, int | float) else (1, str(value))

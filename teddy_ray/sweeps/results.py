@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from teddy_ray.recipe import Sweep
+from teddy_ray.recipe import Recipe, Sweep
 from teddy_ray.sweeps.outcome import Outcome
 from teddy_ray.sweeps.space import RANGES, Settings, kind_of, values_of
+
+if TYPE_CHECKING:
+    from teddy_ray.summary import Summary
 
 MODES: Mapping[str, str] = {
     "accuracy": "max",
@@ -139,3 +142,45 @@ def text_of(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def words_of(trial: Trial) -> str:
+    """What a trial is set to, as people read it."""
+    return ", ".join(f"{key} {text_of(value)}" for key, value in trial.settings.items())
+
+
+@dataclass(frozen=True)
+class Found:
+    """All that is shown of a sweep. made: how often each artifact was made by the last command. summary: of the
+    winner, once it has been measured on the test split."""
+
+    recipe: Recipe
+    trials: Sequence[Trial]
+    num_trials: int
+    made: Mapping[str, int]
+    summary: Summary | None
+
+    @property
+    def sweep(self) -> Sweep:
+        assert self.recipe.sweep is not None
+        return self.recipe.sweep
+
+    @property
+    def winner(self) -> Trial | None:
+        return winner(self.trials, self.sweep)
+
+    @property
+    def front(self) -> list[Trial]:
+        """Of the objectives where there are several, else of accuracy and bytes."""
+        objectives = self.sweep.objectives
+        return front(self.trials, objectives if len(objectives) > 1 else (objectives[0], "bytes"))
+
+    @property
+    def whole_epochs(self) -> int:
+        """Of a trial's students."""
+        evaluation = self.recipe.evaluation
+        rows = 2 if "improvement" in self.sweep.objectives else 1
+        return rows * len(evaluation.seeds) * evaluation.epochs
+
+    def in_state(self, state: str) -> list[Trial]:
+        return [trial for trial in self.trials if trial.outcome is not None and trial.outcome.state == state]

@@ -20,8 +20,8 @@ from teddy_ray.summary import REPORT, Summary
 from teddy_ray.sweeps.checked import TREE, Checked, in_order, prepare, winner_name
 from teddy_ray.sweeps.hub import Hub
 from teddy_ray.sweeps.outcome import Outcome, key_of
-from teddy_ray.sweeps.page import Found, to_html, to_table, to_tree
-from teddy_ray.sweeps.results import Trial, text_of, winner
+from teddy_ray.sweeps.page import to_html, to_table, to_tree
+from teddy_ray.sweeps.results import Found, Trial, text_of, winner
 from teddy_ray.sweeps.space import Settings, drawn_of, with_settings
 from teddy_ray.sweeps.trial import Job
 
