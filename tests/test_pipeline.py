@@ -274,6 +274,7 @@ def make_targets_of(moments: dict[str, Moments]) -> list[tuple[torch.Tensor, tor
     return list(zip(target.RM, target.RV, strict=True))
 
 
+@pytest.mark.slow
 def test_noise_start_and_small_resnet_of_another_student_recipe(finished: Run, tmp_path: Path) -> None:
     copy_artifacts(finished, "synthesis", tmp_path)
     recipe = tiny(

@@ -142,14 +142,14 @@ def test_a_post_pool_is_pruned_and_fine_tuned(finished: Run, tmp_path: Path) -> 
     session, manifests = run_pool(recipe)
     plan, storage = session.plan, session.storage
     (base,) = plan.pool_plan.bases
-    assert base.members[0].name == "convnet:width=32/seed0/epoch3"  # trained before, by the prior pool
+    assert base.members[-1].name == "convnet:width=32/seed0/epoch3"  # trained before, by the prior pool
     parameters = [manifest["parameters"] for manifest in manifests]
     assert parameters[0] > 1.5 * parameters[1] > 2 * parameters[2]
     assert [manifest["ratio"] for manifest in manifests] == [0.0, 0.25, 0.5]
     models = load_members(plan, storage, plan.members)
     weights = [sum(weight.numel() for weight in model.parameters()) for model in models]
     assert weights == parameters
-    trained = load_members(plan, storage, base.members)[0].state_dict()
+    trained = load_members(plan, storage, base.members)[-1].state_dict()
     assert not torch.equal(models[0].state_dict()["network.classifier.bias"], trained["network.classifier.bias"])
     accuracies = [manifest["validation_accuracy"] for manifest in manifests]
     assert accuracies[0] > 0.7
