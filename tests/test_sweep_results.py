@@ -1,6 +1,7 @@
 """What the trials of a sweep show: front, winner, importances; and how that is told."""
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -119,7 +120,11 @@ def test_main_effects_are_means_over_the_trials_of_a_value() -> None:
 
 
 def test_epochs_that_early_stopping_saves() -> None:
-    assert epochs_saved([trial(1, 0.9), stopped(2, 0.5, 2), stopped(3, 0.6, 4)], 8) == (14, 24)
+    trials, recipe = [trial(1, 0.9), stopped(2, 0.5, 2), stopped(3, 0.6, 4)], swept()
+    whole = len(recipe.evaluation.seeds) * recipe.evaluation.epochs
+    assert epochs_saved(trials, recipe) == (14, 3 * whole)
+    one_student = [replace(each, settings={**each.settings, "evaluation.seeds": [0]}) for each in trials[:1]]
+    assert epochs_saved(one_student, recipe) == (8, recipe.evaluation.epochs)
 
 
 def found_of(trials: list[Trial], **sweep: Any) -> Found:
@@ -139,11 +144,14 @@ def test_the_table_ranks_and_marks() -> None:
 
 
 def test_json_holds_every_trial_and_what_was_made() -> None:
-    tree = json.loads(json.dumps(to_tree(found_of([*a_grid(0.05), stopped(12, 0.3, 2)]))))
+    tree = json.loads(json.dumps(to_tree(found_of([*a_grid(0.05), stopped(12, 0.3, 2)], stopping={"grace_epochs": 2}))))
     assert [each["number"] for each in tree["trials"]] == list(range(13))
     assert tree["trials"][12]["state"] == "stopped"
     assert tree["made"] == {"pool": {"artifacts": 1, "times": 1}, "unit": {"artifacts": 2, "times": 2}}
-    assert tree["student_epochs"] == {"trained": 12 * 8 + 2, "without_stopping": 13 * 8}
+    assert tree["student_epochs"] == {
+        "trained": 12 * 8 + 2,
+        "without_stopping": 13 * len(swept().evaluation.seeds) * swept().evaluation.epochs,
+    }
     assert tree["winner"]["validation"] == max(each["metrics"]["accuracy"] for each in tree["trials"])
 
 
@@ -181,12 +189,13 @@ def test_the_ledger_keeps_what_is_over_and_forgets_what_had_begun(tmp_path: Any)
     ledger = Ledger(Storage(str(tmp_path)), "runs/tiny")
     done = trial(1, 0.5).outcome
     assert done is not None
-    ledger.begin(done.settings)
-    ledger.begin({IPC: 5, WEIGHT: 0.3})
-    ledger.write(done)
-    assert ledger.read() == {"1": done}
+    ledger.begin(1, done.settings)
+    ledger.begin(2, {IPC: 5, WEIGHT: 0.3})
+    ledger.write(1, done)
+    assert ledger.read() == [(1, done)]
     assert ledger.begun() == [{IPC: 5, WEIGHT: 0.3}]
-    ledger.write(Outcome(key="2", settings={}, state="failed", metrics={}, epochs=0, reason="a loss"))
+    ledger.write(3, Outcome(key="2", settings={}, state="failed", metrics={}, epochs=0, reason="a loss"))
     (tmp_path / "runs/tiny/trials/other.json").write_text("{}")
     (tmp_path / "runs/tiny/trials/broken.json").write_text("{")
-    assert list(ledger.read()) == ["1"]
+    ledger.write(12, done)  # drawn again
+    assert ledger.read() == [(1, done), (12, done)]

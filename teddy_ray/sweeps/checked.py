@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from teddy_ray import flow
@@ -133,21 +133,29 @@ def in_order(plans: Mapping[int, Plan]) -> list[int]:
     return [number for of_pools in rounds for number in of_pools if number is not None]
 
 
+def free_numbers(trials: Collection[int]) -> Iterator[int]:
+    """Numbers that no trial has."""
+    taken = set(trials)
+    return (number for number in itertools.count(1) if number not in taken)
+
+
 def _done(checked: Checked) -> dict[int, Trial]:
     """Trials that are over, by their ledger or, whatever sweep or run made them, by their artifacts."""
-    ledger, sweep = checked.ledger.read(), checked.sweep
+    entries, sweep, done = checked.ledger.read(), checked.sweep, dict[int, Trial]()
     if checked.settings is None:
-        kept = [outcome for outcome in ledger.values() if drawn_of(checked.recipe, outcome.settings) is not None]
-        same = [outcome for outcome in kept if _is_of(checked, outcome)]
-        return {number: Trial(number, outcome.settings, outcome) for number, outcome in enumerate(same, start=1)}
-    done = {}
+        for number, outcome in entries:
+            if drawn_of(checked.recipe, outcome.settings) is not None and _is_of(checked, outcome):
+                own = number if number not in done else next(free_numbers(done))  # the space was another in between
+                done[own] = Trial(own, outcome.settings, outcome)
+        return done
+    known = {outcome.key: outcome for _, outcome in entries}
     for number, plan in checked.plans.items():
         settings = checked.settings[number]
-        outcome = ledger.get(key_of(plan, sweep))
-        if outcome is None and flow.is_finished(plan, checked.storage):
-            outcome = measure(plan, checked.storage, sweep, settings)
-        if outcome is not None:
-            done[number] = Trial(number, settings, outcome)
+        found = known.get(key_of(plan, sweep))
+        if found is None and flow.is_finished(plan, checked.storage):
+            found = measure(plan, checked.storage, sweep, settings)
+        if found is not None:
+            done[number] = Trial(number, settings, found)
     return done
 
 

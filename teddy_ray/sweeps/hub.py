@@ -151,8 +151,10 @@ class Shared:
         """As `Claims.turns`. Never waits while it holds a claim of this kind, so no two trials wait for each other."""
         actor = self.hub.actor
         while there := missing():
-            taken = ray.get(actor.take.remote(self.trial, [f"{kind}/{fingerprint}" for fingerprint in there]))
-            still = set(missing()) if taken else set[str]()  # another trial may have finished it since we looked
+            keys = [f"{kind}/{fingerprint}" for fingerprint in there]
+            while not (taken := ray.get(actor.take.remote(self.trial, keys))):
+                time.sleep(POLL_S)  # asks no storage, where looking may cost money
+            still = set(missing())  # another trial may have finished it since we looked
             mine = [key.partition("/")[2] for key in taken if key.partition("/")[2] in still]
             made: list[str] = []
             try:
@@ -161,8 +163,6 @@ class Shared:
                     made = [f"{kind}/{fingerprint}" for fingerprint in mine]
             finally:
                 ray.get(actor.release.remote(self.trial, taken, made))
-            if not mine:
-                time.sleep(POLL_S)
 
 
 @dataclass(frozen=True)

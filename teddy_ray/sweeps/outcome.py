@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from teddy_ray.plan import Plan
@@ -73,37 +73,39 @@ def failed(key: str, settings: Mapping[str, Any], reason: str) -> Outcome:
 
 
 class Ledger:
-    """runs/<name>/trials/: a file per trial that is over, so that no sweep does it again."""
+    """runs/<name>/trials/: a file per trial that is over, so that no sweep does it again.
+
+    It is named by the outcome's key and the trial's number: where trials are drawn, two may come to the same.
+    """
 
     def __init__(self, storage: Storage, folder: str) -> None:
         self._storage, self._folder = storage, f"{folder}/trials"
 
-    def read(self) -> dict[str, Outcome]:
-        """Outcomes by key. What is no outcome of this version is passed over."""
-        found = {}
+    def read(self) -> list[tuple[int, Outcome]]:
+        """Number and outcome of each, by number. What is no outcome of this version is passed over."""
+        found = []
         for path in self._storage.files(self._folder):
             try:
-                entry = json.loads(self._storage.read(path))
-                outcome = Outcome(**entry)
+                outcome = Outcome(**json.loads(self._storage.read(path)))
+                number = int(path.rpartition("-")[2].removesuffix(".json"))
             except (ValueError, TypeError):
                 continue
-            if entry.keys() == {each.name for each in fields(Outcome)}:
-                found[outcome.key] = outcome
-        return found
+            found.append((number, outcome))
+        return sorted(found, key=lambda each: (each[0], each[1].key))
 
-    def write(self, outcome: Outcome) -> None:
+    def write(self, number: int, outcome: Outcome) -> None:
         """Keep it. Failures are not kept: they are tried again."""
         if outcome.state != "failed":
-            self._storage.write(f"{self._folder}/{outcome.key}.json", to_json(outcome.to_dict()).encode())
-        self._storage.delete_file(self._begun(outcome.settings))
+            self._storage.write(f"{self._folder}/{outcome.key}-{number}.json", to_json(outcome.to_dict()).encode())
+        self._storage.delete_file(self._begun(number))
 
-    def begin(self, settings: Mapping[str, Any]) -> None:
+    def begin(self, number: int, settings: Mapping[str, Any]) -> None:
         """Keep the settings of a trial that was drawn, so that it can be gone on with."""
-        self._storage.write(self._begun(settings), to_json(settings).encode())
+        self._storage.write(self._begun(number), to_json(settings).encode())
 
     def begun(self) -> list[dict[str, Any]]:
-        """Settings of trials that began and are not over."""
+        """Settings of trials that began and are not over, by number."""
         return [json.loads(self._storage.read(path)) for path in self._storage.files(f"{self._folder}/begun")]
 
-    def _begun(self, settings: Mapping[str, Any]) -> str:
-        return f"{self._folder}/begun/{sha256(to_json(settings).encode())[:32]}.json"
+    def _begun(self, number: int) -> str:
+        return f"{self._folder}/begun/{number:06d}.json"

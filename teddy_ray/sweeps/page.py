@@ -27,7 +27,7 @@ from teddy_ray.tables import align
 
 def to_tree(found: Found) -> dict[str, Any]:
     """sweep.json"""
-    best, trained = found.winner, epochs_saved(found.trials, found.whole_epochs)
+    best = found.winner
     kinds = Counter(key.partition("/")[0] for key in found.made)
     times: Counter[str] = Counter()
     for key, number in found.made.items():
@@ -42,7 +42,7 @@ def to_tree(found: Found) -> dict[str, Any]:
         ],
         "front": [trial.number for trial in found.front],
         "importances": importances(found.trials, found.sweep),
-        "student_epochs": {"trained": trained[0], "without_stopping": trained[1]},
+        **_stopping_tree(found),
         "made": {kind: {"artifacts": kinds[kind], "times": times[kind]} for kind in sorted(kinds)},
         "winner": None
         if best is None
@@ -54,6 +54,13 @@ def to_tree(found: Found) -> dict[str, Any]:
             "run": None if found.summary is None else found.summary.name,
         },
     }
+
+
+def _stopping_tree(found: Found) -> dict[str, Any]:
+    if found.sweep.stopping is None:
+        return {}
+    trained, whole = epochs_saved(found.trials, found.recipe)
+    return {"student_epochs": {"trained": trained, "without_stopping": whole}}
 
 
 def to_table(found: Found, display: str) -> str:
@@ -93,7 +100,7 @@ def verdicts(found: Found) -> Iterator[str]:
         named = ", ".join(f"{key} {share:.2f}" for key, share in shares.items())
         yield f"Share of the variance of {found.sweep.objectives[0]} that a key explains by itself: {named}."
     if found.sweep.stopping is not None:
-        trained, whole = epochs_saved(found.trials, found.whole_epochs)
+        trained, whole = epochs_saved(found.trials, found.recipe)
         yield f"Early stopping: {trained:,} student epochs instead of {whole:,} ({1 - trained / whole:.0%} saved)."
 
 

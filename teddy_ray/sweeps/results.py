@@ -130,11 +130,15 @@ def main_effects(trials: Sequence[Trial], sweep: Sweep) -> dict[str, list[tuple[
     return found
 
 
-def epochs_saved(trials: Sequence[Trial], whole: int) -> tuple[int, int]:
-    """Epochs of students that were trained, and that all trials which are over would have taken without stopping.
-    whole: of all students of a trial."""
-    over = [trial.outcome for trial in trials if trial.outcome is not None and trial.outcome.state != "failed"]
-    return sum(outcome.epochs for outcome in over), whole * len(over)
+def epochs_saved(trials: Sequence[Trial], recipe: Recipe) -> tuple[int, int]:
+    """Epochs of students that were trained, and that all trials which are over would have taken without stopping."""
+    evaluation, trained, whole = recipe.evaluation, 0, 0
+    for trial in trials:
+        if trial.outcome is not None and trial.outcome.state != "failed":
+            trained += trial.outcome.epochs
+            # the accuracy is the only objective where trials are stopped, so they have no controls
+            whole += len(trial.settings.get("evaluation.seeds", evaluation.seeds)) * evaluation.epochs
+    return trained, whole
 
 
 def text_of(value: Any) -> str:
@@ -174,13 +178,6 @@ class Found:
         """Of the objectives where there are several, else of accuracy and bytes."""
         objectives = self.sweep.objectives
         return front(self.trials, objectives if len(objectives) > 1 else (objectives[0], "bytes"))
-
-    @property
-    def whole_epochs(self) -> int:
-        """Of a trial's students."""
-        evaluation = self.recipe.evaluation
-        rows = 2 if "improvement" in self.sweep.objectives else 1
-        return rows * len(evaluation.seeds) * evaluation.epochs
 
     def in_state(self, state: str) -> list[Trial]:
         return [trial for trial in self.trials if trial.outcome is not None and trial.outcome.state == state]

@@ -17,7 +17,7 @@ from teddy_ray.recipe_file import dump_recipe
 from teddy_ray.stages.session import Session, check_local_resources
 from teddy_ray.storage import to_json
 from teddy_ray.summary import REPORT, Summary
-from teddy_ray.sweeps.checked import TREE, Checked, in_order, prepare, winner_name
+from teddy_ray.sweeps.checked import TREE, Checked, free_numbers, in_order, prepare, winner_name
 from teddy_ray.sweeps.hub import Hub
 from teddy_ray.sweeps.outcome import Outcome, key_of
 from teddy_ray.sweeps.page import to_html, to_table, to_tree
@@ -45,7 +45,7 @@ def sweep(recipe: Recipe, progress: Progress) -> tuple[str, Mapping[int, str]]:
     _make_room(checked, progress)
     for trial in trials.values():
         if trial.outcome is not None:
-            checked.ledger.write(trial.outcome)
+            checked.ledger.write(trial.number, trial.outcome)
     progress.say(f"{checked.num_trials} trials, {len(trials)} of them done; {storage.display(checked.folder)}/{REPORT}")
     made: Mapping[str, int] = {}
     try:
@@ -89,24 +89,28 @@ def _run(checked: Checked, trials: dict[int, Trial], host: Session, progress: Pr
     def begin(number: int, own: Settings) -> None:
         trials[number] = Trial(number, own, None)
         if settings is None:
-            ledger.begin(own)
+            ledger.begin(number, own)
         progress.say(f"trial {number} begins: {', '.join(f'{key} {text_of(value)}' for key, value in own.items())}")
 
     def end(number: int, outcome: Outcome) -> None:
         if not outcome.key and outcome.state == "stopped":
             outcome = replace(outcome, key=key_of(checked.plan(outcome.settings), checked.sweep))
         trials[number] = Trial(number, outcome.settings, outcome)
-        ledger.write(outcome)
+        ledger.write(number, outcome)
         progress.say(f"trial {number} {_came_out(outcome)}", state=outcome.state, **outcome.metrics)
         _write(checked, trials, watcher.made, None)
 
-    with progress.stage("sweep", checked.num_trials, "trials") as bar:
-        watcher = Watcher(job, progress, bar, len(history), begin, end)
+    with (
+        # the trials ask no autoscaler: each would take back what another had asked for
+        host.hiring(recipe.synthesis, at_most=sum(plan.num_units for plan in checked.plans.values())) as hiring,
+        progress.stage("sweep", checked.num_trials, "trials") as bar,
+    ):
+        watcher = Watcher(job, progress, bar, len(history), free_numbers(trials), begin, end, on_step=hiring)
         tune_trials(
             job,
             settings,
             num_trials=checked.num_trials - len(history),
-            at_once=min(fit, MOST_AT_ONCE) if wanted == "auto" else wanted,
+            at_once=(MOST_AT_ONCE if hiring.scales else min(fit, MOST_AT_ONCE)) if wanted == "auto" else wanted,
             history=history,
             begun=[own for own in ledger.begun() if drawn_of(recipe, own) is not None] if settings is None else [],
             watcher=watcher,

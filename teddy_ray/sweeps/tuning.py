@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import tune
 from ray.exceptions import RayError
 from ray.tune import TuneError
@@ -81,7 +82,7 @@ def tune_trials(
     trainable = tune.with_resources(
         tune.with_parameters(wait_for_trial, job=job),
         # neither CPUs nor GPUs, which are the workers'
-        tune.PlacementGroupFactory([{"memory": TRIAL_BYTES}]),
+        tune.PlacementGroupFactory([{"memory": min(TRIAL_BYTES, _most_memory())}]),
     )
     drawn = settings is None
     tuner = tune.Tuner(
@@ -107,6 +108,13 @@ def tune_trials(
         tuner.fit()
     except (TuneError, RayError) as error:
         raise StageError("sweep", "Ray Tune", str(error)) from error
+    finally:
+        watcher.close()
+
+
+def _most_memory() -> float:
+    """Of a node, in bytes as Ray counts it. No trial is to ask for more and wait for ever."""
+    return max(float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
 
 
 def _configs(settings: Mapping[int, Settings]) -> list[dict[str, Any]]:
@@ -193,7 +201,8 @@ def _trackers(recipe: Recipe) -> list[tune.Callback]:
 class Watcher(tune.Callback):
     """Follows the trials on the driver: their progress, and what comes of them.
 
-    num_done: trials that were over before. on_begin, on_outcome: told of each trial, by its number.
+    num_done: trials that were over before. numbers: for trials that are drawn. on_begin, on_outcome: told of each trial,
+    by its number. on_step: called many times a second.
     """
 
     def __init__(
@@ -202,12 +211,16 @@ class Watcher(tune.Callback):
         progress: Progress,
         bar: Bar,
         num_done: int,
+        numbers: Iterator[int],
         on_begin: Callable[[int, Settings], None],
         on_outcome: Callable[[int, Outcome], None],
+        on_step: Callable[[], object],
     ) -> None:
-        self._job, self._progress, self._bar, self._num_done = job, progress, bar, num_done
-        self._on_begin, self._on_outcome = on_begin, on_outcome
+        self._job, self._progress, self._bar = job, progress, bar
+        self._num_done, self._free = num_done, numbers
+        self._on_begin, self._on_outcome, self._on_step = on_begin, on_outcome, on_step
         self._numbers: dict[str, int] = {}
+        self._running: dict[str, Trial] = {}
         self._over: set[str] = set()
         self.made: Mapping[str, int] = {}
 
@@ -216,9 +229,9 @@ class Watcher(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Of a trial that is restarted, too."""
+        self._running[trial.trial_id] = trial
         if trial.trial_id not in self._numbers:
-            first = self._num_done + 1
-            number = trial.config[TRIAL]["number"] if TRIAL in trial.config else first + len(self._numbers)
+            number = trial.config[TRIAL]["number"] if TRIAL in trial.config else next(self._free)
             self._numbers[trial.trial_id] = number
             self._on_begin(number, settings_in(trial.config, self._job.recipe))
 
@@ -257,7 +270,13 @@ class Watcher(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
         """Many times a second."""
+        self._on_step()
         self.show()
+
+    def close(self) -> None:
+        """Tune tells nothing of trials that it ends because time is up."""
+        for trial in list(self._running.values()):
+            self._forget(trial)
 
     def show(self) -> None:
         """What trials said, and how far they are."""
@@ -279,6 +298,7 @@ class Watcher(tune.Callback):
 
     def _forget(self, trial: Trial) -> None:
         self._job.hub.forget(trial.trial_id)
+        self._running.pop(trial.trial_id, None)
         number, storage = self._numbers.get(trial.trial_id), self._job.storage
         for path in Path(trial.local_path or "").glob(EVENTS):
             target = f"runs/{self._job.recipe.name}/{TENSORBOARD}/trial-{number}/{path.name}"
