@@ -201,8 +201,8 @@ def _trackers(recipe: Recipe) -> list[tune.Callback]:
 class Watcher(tune.Callback):
     """Follows the trials on the driver: their progress, and what comes of them.
 
-    num_done: trials that were over before. numbers: for trials that are drawn. on_begin, on_outcome: told of each trial,
-    by its number. on_step: called many times a second.
+    num_done: trials that were over before. numbers: for trials that are drawn. on_begin, on_outcome: told of each
+    trial, by its number. on_step: called many times a second.
     """
 
     def __init__(
