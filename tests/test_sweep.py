@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import Run, content_hashes, processes, tiny
-from emulated import driver
+from conftest import content_hashes, processes, tiny
+from emulated import EmulatedCluster, driver
 
 from teddy_ray import flow
 from teddy_ray.errors import InputError
 from teddy_ray.progress import Progress
-from teddy_ray.recipe import Recipe
+from teddy_ray.recipe import Cluster, Recipe
 from teddy_ray.recipe_file import dump_recipe, load_recipe
 from teddy_ray.sweeps import hub
 from teddy_ray.sweeps.checked import in_order, prepare
@@ -262,32 +262,55 @@ def test_optuna_and_early_stopping_and_a_trial_that_fails(shared_ray: None, tmp_
     assert {json.dumps(each["settings"]) for each in before["trials"]} <= set(settings)
 
 
-@pytest.mark.slow
-def test_a_driver_killed_in_mid_sweep_is_resumed(finished: Run, tmp_path: Path) -> None:
-    """Finished trials are not begun again, and the result is that of a sweep that nobody disturbed."""
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
-    for folder in (killed, undisturbed):
-        folder.mkdir()
-        (folder / "recipe.yaml").write_text(dump_recipe(swept(folder)))
-    script = str(Path(__file__).parent.parent / "pipelines" / "sweep.py")
-    with driver(script, str(killed / "recipe.yaml")) as program:
-        program.wait_for(lambda: len(list(killed.glob("runs/tiny/trials/*.json"))) >= 1)
-        os.kill(program.process.pid, signal.SIGKILL)
-    done = {path.name: path.read_bytes() for path in killed.glob("runs/tiny/trials/*.json")}
-    assert 1 <= len(done) < 4
-    with driver(script, str(killed / "recipe.yaml")) as program:
-        assert program.finish() == 0, program.text
-    assert f"4 trials, {len(done)} of them done" in program.text
-    assert program.text.count(" begins: ") == 4 - len(done)
-    assert {path.name: path.read_bytes() for path in killed.glob("runs/tiny/trials/*.json")}.items() >= done.items()
-    sweep(swept(undisturbed), quiet())
-    ours, theirs = tree_of(killed), tree_of(undisturbed)
+def check_is_that_of(folder: Path, undisturbed: Path) -> None:
+    """The same as that of a sweep that nobody disturbed."""
+    ours, theirs = tree_of(folder), tree_of(undisturbed)
     assert [each["metrics"]["accuracy"] for each in ours["trials"]] == [
         each["metrics"]["accuracy"] for each in theirs["trials"]
     ]
     assert (ours["winner"], ours["front"]) == (theirs["winner"], theirs["front"])
     for kind in ("unit", "shard", "moments"):
-        assert content_hashes(killed, kind) == content_hashes(undisturbed, kind)
+        assert content_hashes(folder, kind) == content_hashes(undisturbed, kind)
     name = "runs/tiny/winner.yaml"
-    one, two = (yaml.safe_load((folder / name).read_text()) for folder in (killed, undisturbed))
-    assert {**one, "storage": None} == {**two, "storage": None}
+    one, two = (yaml.safe_load((each / name).read_text()) for each in (folder, undisturbed))
+    assert {**one, "storage": None, "cluster": None} == {**two, "storage": None, "cluster": None}
+
+
+SCRIPT = str(Path(__file__).parent.parent / "pipelines" / "sweep.py")
+
+
+@pytest.mark.slow
+def test_a_driver_killed_in_mid_sweep_is_resumed(swept_once: tuple[Path, str, str], tmp_path: Path) -> None:
+    """Finished trials are not begun again."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(swept(tmp_path)))
+    with driver(SCRIPT, str(recipe)) as program:
+        program.wait_for(lambda: len(list(tmp_path.glob("runs/tiny/trials/*.json"))) >= 1)
+        os.kill(program.process.pid, signal.SIGKILL)
+    done = {path.name: path.read_bytes() for path in tmp_path.glob("runs/tiny/trials/*.json")}
+    assert 1 <= len(done) < 4
+    with driver(SCRIPT, str(recipe)) as program:
+        assert program.finish() == 0, program.text
+    assert f"4 trials, {len(done)} of them done" in program.text
+    assert program.text.count(" begins: ") == 4 - len(done)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("runs/tiny/trials/*.json")}.items() >= done.items()
+    check_is_that_of(tmp_path, swept_once[0])
+
+
+@pytest.mark.slow
+def test_nodes_lost_in_mid_sweep_change_nothing(swept_once: tuple[Path, str, str], tmp_path: Path) -> None:
+    """Two of three, one after another, with what trials and their workers had in hand; one joins for each."""
+    cluster = EmulatedCluster()
+    try:
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(dump_recipe(swept(tmp_path).model_copy(update={"cluster": Cluster(address=cluster.address)})))
+        with driver(SCRIPT, str(recipe)) as program:
+            for kind in ("member", "student"):
+                program.wait_for(lambda kind=kind: any(tmp_path.glob(f"artifacts/{kind}/*/manifest.json")))
+                cluster.kill(cluster.nodes[0])
+                cluster.add()
+            assert program.finish() == 0, program.text
+    finally:
+        cluster.close()
+    assert program.text.count("node(s) lost") >= 1, program.text
+    check_is_that_of(tmp_path, swept_once[0])
