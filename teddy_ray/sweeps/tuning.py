@@ -94,6 +94,7 @@ def tune_trials(
             scheduler=_scheduler(job.recipe),
             max_concurrent_trials=at_once,
             time_budget_s=sweep.seconds,
+            trial_name_creator=_name,
         ),
         run_config=tune.RunConfig(
             name="trials",
@@ -115,6 +116,11 @@ def tune_trials(
 def _most_memory() -> float:
     """Of a node, in bytes as Ray counts it. No trial is to ask for more and wait for ever."""
     return max(float(node["Resources"].get("memory", 0)) for node in ray.nodes() if node["Alive"])
+
+
+def _name(trial: Trial) -> str:
+    """What trackers show. Optuna's trials have no number yet."""
+    return f"trial-{trial.config[TRIAL]['number'] if TRIAL in trial.config else trial.trial_id}"
 
 
 def _configs(settings: Mapping[int, Settings]) -> list[dict[str, Any]]:
@@ -194,7 +200,9 @@ def _trackers(recipe: Recipe) -> list[tune.Callback]:
     if wanted.wandb:
         from ray.air.integrations.wandb import WandbLoggerCallback
 
-        callbacks.append(WandbLoggerCallback(project=wanted.wandb, group=recipe.name))
+        # Ray's own folder, which goes with its session, would take the runs of WANDB_MODE=offline along
+        folder = os.environ.get("WANDB_DIR", str(Path.cwd()))
+        callbacks.append(WandbLoggerCallback(project=wanted.wandb, group=recipe.name, dir=folder))
     return callbacks
 
 
