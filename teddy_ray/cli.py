@@ -145,6 +145,10 @@ def _plan(arguments: argparse.Namespace) -> None:
     prepared = prepare(recipe, Progress().say)
     plan, storage = prepared.plan, prepared.storage
     print(plan_table(plan, storage, workers=arguments.workers, run=arguments.rates, teraflops=arguments.teraflops))
+    if recipe.sweep is not None:
+        from teddy_ray.sweeps.checked import preview
+
+        print(f"\nThis is the recipe without its sweep.\n{preview(recipe, Progress())}")
 
 
 def _compare(arguments: argparse.Namespace) -> None:

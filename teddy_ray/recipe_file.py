@@ -143,6 +143,12 @@ def _to_problem(part: type[Part], detail: Any) -> Problem:
         key = key.rpartition(".")[0]
     if detail["type"] == "tuple_type":
         return Problem(key, detail["input"], f"should be a list, such as [{detail['input']}]")
+    if detail["type"] == "too_short":
+        return Problem(key, detail["input"], f"should have at least {detail['ctx']['min_length']} item")
+    if detail["type"] == "model_type":
+        return Problem(
+            key, detail["input"], f"should be a mapping, with keys among {', '.join(_keys_at(part, detail['loc']))}"
+        )
     if detail["type"] == "missing":
         return Problem(key, None, "this key is required")
     message = detail["msg"][0].lower() + detail["msg"][1:]
@@ -163,13 +169,18 @@ def _merge(problems: Iterable[Problem]) -> Iterable[Problem]:
 
 def closest_key(part: type[Part], location: Sequence[int | str]) -> str:
     """What to do about a key that its part does not have."""
-    for piece in location[:-1]:
-        if isinstance(piece, str) and piece in part.model_fields:  # not a place in a list, nor one of several types
-            part = part_within(part.model_fields[piece].annotation) or part
-    valid = list(part.model_fields)
+    valid = _keys_at(part, location[:-1])
     close = difflib.get_close_matches(str(location[-1]), valid, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"unknown key; {hint}valid here: {', '.join(valid)}"
+
+
+def _keys_at(part: type[Part], location: Sequence[int | str]) -> list[str]:
+    """The keys that what stands at a place has."""
+    for piece in location:
+        if isinstance(piece, str) and piece in part.model_fields:  # not a place in a list, nor one of several types
+            part = part_within(part.model_fields[piece].annotation) or part
+    return list(part.model_fields)
 
 
 def part_within(annotation: Any) -> type[Part] | None:

@@ -23,7 +23,7 @@ from teddy_ray.progress import Progress
 from teddy_ray.recipe import Cluster, Recipe
 from teddy_ray.recipe_file import dump_recipe, load_recipe
 from teddy_ray.sweeps import hub
-from teddy_ray.sweeps.checked import in_order, prepare
+from teddy_ray.sweeps.checked import in_order, prepare, preview
 from teddy_ray.sweeps.hub import Hub, Shared
 from teddy_ray.sweeps.sweep import sweep
 from teddy_ray.sweeps.tuning import rungs_of
@@ -187,6 +187,16 @@ def test_trials_are_measured_on_the_validation_part_and_the_winner_on_test(swept
     assert [each["state"] for each in tree["trials"]] == ["finished"] * 4
     assert f"Trial {tree['winner']['number']} wins by accuracy" in text
     assert progress.count("finished: validation accuracy") == 4
+    assert tree["measured_on_test"] == [{"settings": tree["winner"]["settings"], "accuracy": tree["winner"]["test"]}]
+
+
+def test_plan_counts_what_the_trials_of_a_sweep_share(swept_once: tuple[Path, str, str], tmp_path: Path) -> None:
+    folder, _, _ = swept_once
+    line = preview(swept(folder), quiet())
+    assert line.endswith(
+        "4 trials, 4 of them over; all together: 2 pools, 2 statistics, 4 labelled sets, 4 units, 8 students"
+    )
+    assert preview(swept(tmp_path), quiet()).startswith("sweep: 4 trials, 0 of them over; ")
 
 
 @pytest.mark.slow
@@ -215,8 +225,9 @@ def test_trials_that_are_added_are_all_that_runs(swept_once: tuple[Path, str, st
     more = prepare(swept(folder, {IPC: {"grid": [1, 2, 4]}, "pool.generation": {"grid": ["prior", "post"]}}), quiet())
     assert sorted(more.done) == [3, 4, 5, 6]
     assert more.identity == prepare(swept(folder), quiet()).identity
+    assert [reading.accuracy for reading in more.measured] == [tree_of(folder)["winner"]["test"]]
     other = prepare(swept(folder).model_copy(update={"seed": 1}), quiet())
-    assert other.done == {}
+    assert (other.done, other.measured) == ({}, [])
     assert other.identity != more.identity
 
 

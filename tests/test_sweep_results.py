@@ -1,7 +1,7 @@
 """What the trials of a sweep show: front, winner, importances; and how that is told."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -13,8 +13,8 @@ from teddy_ray.recipe import Recipe
 from teddy_ray.recipe_file import parse_recipe
 from teddy_ray.storage import Storage
 from teddy_ray.sweeps.outcome import Ledger, Outcome
-from teddy_ray.sweeps.page import to_html, to_table, to_tree
-from teddy_ray.sweeps.results import Found, Trial, epochs_saved, front, importances, main_effects, winner
+from teddy_ray.sweeps.page import to_html, to_table, to_tree, verdicts
+from teddy_ray.sweeps.results import Found, Reading, Trial, epochs_saved, front, importances, main_effects, winner
 
 IPC, WEIGHT = "synthesis.images_per_class", "synthesis.ce_weight"
 
@@ -137,10 +137,32 @@ def test_the_table_ranks_and_marks() -> None:
     rows = [line for line in text.splitlines() if line.startswith("trial")]
     best = max(trials[:12], key=lambda each: each.metric("accuracy"))
     assert rows[0].startswith(f"trial {best.number} ")
-    assert rows[0].endswith("winner")
+    assert rows[0].endswith("winner, front")
     assert "0.3000 after 2 epochs" in rows[-1]
     assert "12 of 13 trials finished, 1 stopped early" in text
     assert f"Trial {best.number} wins by accuracy" in text
+
+
+def test_a_sweep_by_improvement_shows_it() -> None:
+    trials = [trial(1, 0.5, improvement=-0.01), trial(2, 0.4, improvement=0.02)]
+    found = found_of(trials, objectives=["improvement"])
+    first, second = (line for line in to_table(found, "runs/tiny").splitlines() if line.startswith("trial"))
+    assert "+0.0200" in first
+    assert first.startswith("trial 2 ")
+    assert "-0.0100" in second
+    assert "+0.0200" in to_html(found)
+    assert "fewer than 8 finished trials" in " ".join(verdicts(found))
+
+
+def test_every_winner_that_read_the_test_split_is_told() -> None:
+    trials = a_grid(0.05)
+    best = max(trials, key=lambda each: each.metric("accuracy"))
+    before = [Reading({IPC: 1, WEIGHT: 7.0}, 0.25), Reading(best.settings, 0.75)]
+    found = replace(found_of(trials), before=before)
+    assert found.earlier == before[:1]
+    assert to_tree(found)["measured_on_test"] == [asdict(reading) for reading in before]
+    assert "others won" in " ".join(verdicts(found))
+    assert "0.7500" not in " ".join(verdicts(found))
 
 
 def test_json_holds_every_trial_and_what_was_made() -> None:

@@ -118,7 +118,8 @@ def test_wrong_sweeps_are_named(space: dict[str, Any], sweep: dict[str, Any], wo
     ("sweep", "words"),
     [
         ({"space": {}}, ["sweep.space"]),
-        ({"space": {WEIGHT: {"grid": []}}}, ["grid"]),
+        ({"space": {WEIGHT: {"grid": []}}}, ["grid", "at least 1 item"]),
+        ({"space": {WEIGHT: [0.1, 1.0]}}, [f"sweep.space.{WEIGHT}", "mapping", "grid, choice, uniform, log_uniform"]),
         ({"space": {WEIGHT: {"choice": [1]}}, "sampler": "random", "trials": 0}, ["sweep.trials", "0"]),
         ({"space": {WEIGHT: {"grid": [1]}}, "objectives": ["speed"]}, ["sweep.objectives", "'accuracy'", "'seconds'"]),
     ],

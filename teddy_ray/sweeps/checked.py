@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from teddy_ray import flow
 from teddy_ray.errors import InputError, Problem
 from teddy_ray.given import GivenBase
 from teddy_ray.plan import Plan
 from teddy_ray.progress import Progress
-from teddy_ray.publication import check_run_folder
+from teddy_ray.publication import check_run_folder, identity_of
 from teddy_ray.recipe import Data, Recipe, Sweep, result_fields
 from teddy_ray.recipe_file import set_key
 from teddy_ray.sources import Source, open_source
 from teddy_ray.storage import Storage, sha256, to_json
 from teddy_ray.sweeps.outcome import Ledger, Outcome, key_of, measure
-from teddy_ray.sweeps.results import Trial
+from teddy_ray.sweeps.results import Reading, Trial
 from teddy_ray.sweeps.space import Settings, drawn_of, ends, enumerated, merged, sweep_of, trial_recipe, with_settings
 
 TREE = "sweep.json"
@@ -55,6 +57,14 @@ class Checked:
     @property
     def num_trials(self) -> int:
         return self.sweep.trials or 0 if self.settings is None else len(self.settings)
+
+    @cached_property
+    def measured(self) -> list[Reading]:
+        """Winners that earlier commands measured on the test split."""
+        if identity_of(self.storage, f"{self.folder}/{TREE}") != self.identity:
+            return []
+        tree = json.loads(self.storage.read(f"{self.folder}/{TREE}"))
+        return [Reading(**reading) for reading in tree.get("measured_on_test", [])]
 
     @property
     def first(self) -> tuple[Plan, Source]:
@@ -117,6 +127,23 @@ def prepare(recipe: Recipe, progress: Progress) -> Checked:
     checked = Checked(recipe, storage, sources, plans, None if drawn else tried, given)
     checked.done = _done(checked)
     return checked
+
+
+def preview(recipe: Recipe, progress: Progress) -> str:
+    """What a sweep comes to, in a line; Optuna's is known when it has drawn. Raises InputError as `prepare` does."""
+    checked = prepare(recipe, progress)
+    line = f"sweep: {checked.num_trials} trials, {len(checked.done)} of them over"
+    if checked.settings is None:
+        return f"{line}; what is made for them follows from what Optuna draws"
+    plans = list(checked.plans.values())
+    work = {
+        "pools": {plan.pool for plan in plans},
+        "statistics": {plan.statistics for plan in plans},
+        "labelled sets": {plan.stages()["labels"] for plan in plans},
+        "units": {unit.fingerprint for plan in plans for unit in plan.units()},
+        "students": {run.fingerprint for plan in plans for run in plan.students},
+    }
+    return f"{line}; all together: {', '.join(f'{len(keys):,} {kind}' for kind, keys in work.items())}"
 
 
 def winner_name(recipe: Recipe) -> str:

@@ -76,7 +76,7 @@ def charts(found: Found) -> Iterator[Scatter]:
                 x.at(trial.metric(cost)),
                 y.at(trial.metric("accuracy")),
                 "winner" if trial is best else "front" if trial.number in numbers else "all",
-                f"trial {trial.number}: {trial.metric('accuracy'):.4f}; {words_of(trial)}",
+                f"trial {trial.number}: {trial.metric('accuracy'):.4f}; {words_of(trial.settings)}",
             )
             for trial in trials
         ]
@@ -128,7 +128,9 @@ def parallel(found: Found) -> Parallel | None:
     for i, trial in enumerate(trials):
         style = "winner" if trial is best else "front" if trial.number in ahead else "all"
         points = [(place, height[i]) for place, height in zip(places, heights, strict=True)]
-        lines.append((points, style, f"trial {trial.number}: {trial.metric('accuracy'):.4f}; {words_of(trial)}"))
+        lines.append(
+            (points, style, f"trial {trial.number}: {trial.metric('accuracy'):.4f}; {words_of(trial.settings)}")
+        )
     return Parallel(axes, sorted(lines, key=lambda line: ("all", "front", "winner").index(line[1])))
 
 

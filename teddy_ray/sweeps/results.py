@@ -148,21 +148,30 @@ def text_of(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def words_of(trial: Trial) -> str:
+def words_of(settings: Settings) -> str:
     """What a trial is set to, as people read it."""
-    return ", ".join(f"{key} {text_of(value)}" for key, value in trial.settings.items())
+    return ", ".join(f"{key} {text_of(value)}" for key, value in settings.items())
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a winner reached on the test split."""
+
+    settings: Settings
+    accuracy: float
 
 
 @dataclass(frozen=True)
 class Found:
     """All that is shown of a sweep. made: how often each artifact was made by the last command. summary: of the
-    winner, once it has been measured on the test split."""
+    winner, once it has been measured on the test split. before: winners that were, by earlier commands."""
 
     recipe: Recipe
     trials: Sequence[Trial]
     num_trials: int
     made: Mapping[str, int]
     summary: Summary | None
+    before: Sequence[Reading] = ()
 
     @property
     def sweep(self) -> Sweep:
@@ -174,10 +183,27 @@ class Found:
         return winner(self.trials, self.sweep)
 
     @property
-    def front(self) -> list[Trial]:
-        """Of the objectives where there are several, else of accuracy and bytes."""
+    def weighed(self) -> Sequence[str]:
+        """What the front is of: the objectives where there are several, else the one and bytes."""
         objectives = self.sweep.objectives
-        return front(self.trials, objectives if len(objectives) > 1 else (objectives[0], "bytes"))
+        return objectives if len(objectives) > 1 else tuple(dict.fromkeys((objectives[0], "bytes")))
+
+    @property
+    def front(self) -> list[Trial]:
+        return front(self.trials, self.weighed)
+
+    @property
+    def earlier(self) -> list[Reading]:
+        """Winners before this one."""
+        best = self.winner
+        return [reading for reading in self.before if best is None or reading.settings != best.settings]
+
+    @property
+    def readings(self) -> list[Reading]:
+        """Every winner so far that was measured on the test split, the present one last."""
+        if self.winner is None or self.summary is None:
+            return list(self.before)
+        return [*self.earlier, Reading(self.winner.settings, self.summary.accuracy["distilled"].mean)]
 
     def in_state(self, state: str) -> list[Trial]:
         return [trial for trial in self.trials if trial.outcome is not None and trial.outcome.state == state]

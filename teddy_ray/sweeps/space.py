@@ -18,7 +18,7 @@ RANGES = ("uniform", "log_uniform")
 
 NOT_TO_SWEEP = {
     "data.source": "is the data itself",
-    "data.test_source": "is read once, by the winner",
+    "data.test_source": "is read by the winner alone",
     "data.test_fraction": "changes the images that trials are measured on",
     "data.validation": "changes the images that trials are measured on",
     "data.classes": "changes the images that trials are measured on",

@@ -46,7 +46,8 @@ def sweep(recipe: Recipe, progress: Progress) -> tuple[str, Mapping[int, str]]:
     for trial in trials.values():
         if trial.outcome is not None:
             checked.ledger.write(trial.number, trial.outcome)
-    progress.say(f"{checked.num_trials} trials, {len(trials)} of them done; {storage.display(checked.folder)}/{REPORT}")
+    progress.say(f"{checked.num_trials} trials, {len(trials)} of them over")
+    progress.say(f"report, when one is over: {storage.display(checked.folder)}/{REPORT}")
     made: Mapping[str, int] = {}
     try:
         with contextlib.closing(Session(*checked.first, storage, progress)) as host:
@@ -152,7 +153,7 @@ def _in_order(trials: Mapping[int, Trial]) -> list[Trial]:
 
 def _write(checked: Checked, trials: Mapping[int, Trial], made: Mapping[str, int], summary: Summary | None) -> Found:
     storage, folder = checked.storage, checked.folder
-    found = Found(checked.recipe, _in_order(trials), checked.num_trials, made, summary)
+    found = Found(checked.recipe, _in_order(trials), checked.num_trials, made, summary, checked.measured)
     # first: it is what makes the folder ours
     storage.write(f"{folder}/{TREE}", to_json({"identity": checked.identity, **to_tree(found)}).encode())
     storage.write(f"{folder}/{REPORT}", to_html(found).encode())
