@@ -33,6 +33,7 @@ def contradictions(recipe: Recipe) -> Iterable[Problem]:
     size, grid = recipe.data.image_size, recipe.synthesis.mosaic.grid
     if recipe.synthesis.start == "mosaic" and size % grid:
         yield Problem("synthesis.mosaic.grid", grid, f"should divide data.image_size, {size}")
+    yield from _formation_contradictions(recipe)
     view_size = recipe.synthesis.curriculum.image_size
     if view_size is not None and view_size > size:
         yield Problem("synthesis.curriculum.image_size", view_size, f"should be at most data.image_size, {size}")
@@ -68,6 +69,25 @@ def contradictions(recipe: Recipe) -> Iterable[Problem]:
 
 def _as_tuple(rates: float | tuple[float, ...]) -> tuple[float, ...]:
     return rates if isinstance(rates, tuple) else (rates,)
+
+
+def _formation_contradictions(recipe: Recipe) -> Iterable[Problem]:
+    formation, size, labels = recipe.synthesis.formation, recipe.data.image_size, recipe.labels
+    if formation == 1:
+        return
+    if size % formation:
+        yield Problem("synthesis.formation", formation, f"should divide data.image_size, {size}")
+    if recipe.synthesis.start == "mosaic" and recipe.synthesis.mosaic.grid != formation:
+        remedy = f"should be synthesis.formation, {formation}: a patch for each of the images in one"
+        yield Problem("synthesis.mosaic.grid", recipe.synthesis.mosaic.grid, remedy)
+    if labels.averaged:
+        yield Problem("labels.averaged", True, "should be false with synthesis.formation: one label for several images")
+    if labels.mode != "none" and labels.views % formation**2:
+        remedy = f"should be a multiple of {formation**2}: views take the images in one in turn (synthesis.formation)"
+        yield Problem("labels.views", labels.views, remedy)
+    if "distilled_plain" in recipe.evaluation.controls:
+        remedy = "should be without distilled_plain, which sees one view of each image; synthesis.formation needs more"
+        yield Problem("evaluation.controls", list(recipe.evaluation.controls), remedy)
 
 
 def _pool_contradictions(recipe: Recipe) -> Iterable[Problem]:

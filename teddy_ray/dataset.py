@@ -22,7 +22,7 @@ from PIL import Image
 from teddy_ray.labels import Dense, Stored, TopK, join
 from teddy_ray.storage import sha256, to_json
 
-FORMAT = 2
+FORMAT = 3
 DISTILLED = "distilled"
 """Where a run keeps its set."""
 FACTS, CARD, MEMBERS = "teddy.json", "README.md", "members"

@@ -97,6 +97,7 @@ def load(path: str, *, trust_code: bool = False) -> DistilledSet:
             ids=rows.ids,
             augmentation=SimpleNamespace(**views["augmentation"]),
             cutmix=views["cutmix"],
+            formation=views["formation"],
         ),
     )
     own_views = labels["mode"] == "none" or labels["averaged"]

@@ -79,6 +79,7 @@ def choose(recipe: Recipe, num_classes: int, num_images: int, machine: Machine) 
     Raises InputError where the recipe asks for what the machine cannot do.
     """
     part = recipe.synthesis
+    num_images *= part.formation**2
     precision = part.precision
     if precision == "auto":
         precision = "bf16" if machine.fast_bf16 else "fp32"

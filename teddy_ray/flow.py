@@ -178,16 +178,18 @@ def _collect(problems: list[Problem]) -> Iterator[None]:
 def _data_problems(recipe: Recipe, source: Source) -> list[Problem]:
     """Where the recipe asks for more than the data holds."""
     counts = np.bincount(source.train.labels, minlength=len(source.classes))
-    needed = recipe.synthesis.images_per_class
-    draws = recipe.synthesis.start == "real" or any(c.startswith("random") for c in recipe.evaluation.controls)
-    if draws and counts.min() < needed:
+    part = recipe.synthesis
+    drawn = part.formation**2 if part.start == "real" else 1  # for each image
+    draws = part.start == "real" or any(c.startswith("random") for c in recipe.evaluation.controls)
+    if draws and counts.min() < part.images_per_class * drawn:
         scarce = source.classes[int(counts.argmin())]
         return [
             Problem(
                 "synthesis.images_per_class",
-                needed,
-                f"should be at most {counts.min()}, the training images of class {scarce!r}; with synthesis.start "
-                "mosaic or noise and no random controls it may be more",
+                part.images_per_class,
+                f"should be at most {counts.min() // drawn}: class {scarce!r} has {counts.min()} training images"
+                + (f", and each starts from {drawn} (synthesis.formation)" if drawn > 1 else "")
+                + "; with synthesis.start mosaic or noise and no random controls it may be more",
             )
         ]
     return []

@@ -14,11 +14,15 @@ from teddy_ray.rows import Kind
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A small set of images, as many of each class as the recipe distils. draw: seed of a random draw, else None."""
+    """A small set of images, as many of each class as the recipe distils.
+
+    draw: seed of a random draw, else None. formation: its images hold so many along each side.
+    """
 
     kind: Kind
     draw: int | None
     fingerprint: str
+    formation: int = 1
 
     @property
     def name(self) -> str:
@@ -58,6 +62,8 @@ def start_fingerprint(recipe: Recipe, train: str, pool: str) -> str:
     if part.start == "mosaic":
         views = result_fields(part.augmentation)
         parts |= {"mosaic": result_fields(part.mosaic), "augmentation": views, "pool": pool, "threads": part.threads}
+    if part.formation > 1:
+        parts["formation"] = part.formation
     if part.start != "real":
         parts |= {"units": [part.classes_per_unit, part.slots_per_unit]}  # made unit by unit
     return fingerprint("set", train=train, **parts)

@@ -139,6 +139,8 @@ class Plan:
             del fields["mosaic"]
         if synthesis.curriculum.crop_scale is None and synthesis.curriculum.image_size is None:
             del fields["curriculum"]
+        if synthesis.formation == 1:
+            del fields["formation"]
         fields["scope"] = self.recipe.statistics.scope
         if self.recipe.statistics.scope == "blend":
             fields["blend"] = self.recipe.statistics.blend
@@ -176,10 +178,11 @@ class Plan:
 
     def image_set(self, kind: Kind, draw: int | None = None) -> ImageSet:
         """A small set of images. draw: the seed of a random one."""
+        formation = self.recipe.synthesis.formation
         if kind == "distilled":
-            return ImageSet(kind, None, self.synthesis)
+            return ImageSet(kind, None, self.synthesis, formation)
         if kind == "start":
-            return ImageSet(kind, None, start_fingerprint(self.recipe, self.data.train, self.pool))
+            return ImageSet(kind, None, start_fingerprint(self.recipe, self.data.train, self.pool), formation)
         assert draw is not None
         return ImageSet(kind, draw, random_fingerprint(self.recipe, self.data.train, draw))
 
@@ -246,6 +249,7 @@ class Plan:
         num_rates = len(rates) if isinstance(rates, tuple) else 1
         seen = sum((self.num_images if run.images else num_train) * run.epochs for run in self.students)
         image_steps = self.num_images * recipe.synthesis.steps * recipe.synthesis.models_per_step
+        image_steps *= recipe.synthesis.formation**2
         views = recipe.labels.views if recipe.labels.mode != "none" else 0
         each_view = self.num_images * len(self.label_members)
         views_of_controls = sum(min(views, 1) if labelled.plain else views for labelled in self.labelled_controls)

@@ -160,6 +160,7 @@ def _facts(plan: Plan, storage: Storage, summary: Summary, card: bytes) -> dict[
             "set_key": plan.distilled.fingerprint,
             "augmentation": result_fields(labels.augmentation),
             "cutmix": labels.cutmix,
+            "formation": recipe.synthesis.formation,
         },
         "labels": {
             "mode": labels.mode,

@@ -238,6 +238,9 @@ class Synthesis(Placed):
     """What the images start from: random real images of their class, mosaics of scored patches, or noise."""
     mosaic: Result[Mosaic] = Mosaic()
     """How mosaics are made."""
+    formation: Result[Count] = 1
+    """f: an image holds f x f smaller ones, each enlarged to a whole image before a model sees it, in the synthesis and
+    afterwards: more content in equal bytes. Every epoch of a student takes one of each image, in turn."""
     augmentation: Result[Augmentation] = Augmentation()
     """A: what S passes through before the models see it."""
     curriculum: Result[Curriculum] = Curriculum()

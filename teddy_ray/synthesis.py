@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from teddy_ray.augment import apply_boxes, draw_boxes, views_of_step
 from teddy_ray.device import is_out_of_memory
 from teddy_ray.errors import StageError
+from teddy_ray.formation import enlarge_all
 from teddy_ray.frozen import frozen_copy
 from teddy_ray.matching import Target, layer_weights, make_targets, member_loss
 from teddy_ray.moments import Moments
@@ -114,7 +115,7 @@ def optimise(
     Raises StageError naming unit, step and member where a loss or its gradient is not finite, or memory is too small.
     """
     part, device = recipe.synthesis, state.images.device
-    y = torch.from_numpy(labels).to(device)
+    y = torch.from_numpy(labels).to(device).repeat_interleave(part.formation**2)
     weights = [_weights(target[0], recipe) for target in targets]
     S = state.images.requires_grad_()
     optimiser = torch.optim.Adam([S], betas=BETAS)
@@ -129,8 +130,9 @@ def optimise(
         with _named(key, step):
             drawn = _draw(members, recipe, key, step)
             augmentation, size = views_of_step(part, step)
-            boxes = draw_boxes(augmentation, generator("crop", recipe.seed, key, step), len(S))
-            views = apply_boxes(S, boxes, size)
+            whole = enlarge_all(S, part.formation)
+            boxes = draw_boxes(augmentation, generator("crop", recipe.seed, key, step), len(whole))
+            views = apply_boxes(whole, boxes, size)
             gradient = torch.zeros_like(views)
             for index, theta in enumerate(drawn):
                 with _named(key, step, members[theta]):
@@ -150,9 +152,9 @@ def optimise(
                 losses[step, index, 0] = statistics.detach()
                 # a gradient that is not finite, or whose square is not, spoils the images under a loss that is finite
                 losses[step, index, 1] = torch.where(own.square().sum().isfinite(), ce.detach(), torch.nan)
-            (S.grad,) = torch.autograd.grad(views, S, gradient)
+            (S.grad,) = torch.autograd.grad(views, S, gradient, retain_graph=True)
             if part.tv_weight or part.l2_weight:
-                term = prior(S, part.tv_weight, part.l2_weight)
+                term = prior(whole, part.tv_weight, part.l2_weight)
                 S.grad += torch.autograd.grad(term, S)[0]
                 losses[step, :, 2] = term.detach()
             for group in optimiser.param_groups:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from teddy_ray.augment import Boxes, Crops, boxes_of_each
+from teddy_ray.formation import enlarge
 from teddy_ray.randomness import uniforms
 
 Pixels = npt.NDArray[np.uint8]
@@ -39,6 +40,7 @@ class Views:
 
     seed, set_key: of the recipe, and the fingerprint of the set. ids: of all its images, in order. augmentation: None
     for the images as they are, view for view. cutmix: share of the views that a box of another image is laid into.
+    formation: the images hold so many along each side, which the views take in turn.
     """
 
     seed: int
@@ -46,6 +48,7 @@ class Views:
     ids: Sequence[str]
     augmentation: Crops | None
     cutmix: float = 0.0
+    formation: int = 1
 
     def boxes(self, rows: Rows, view: int) -> Boxes | None:
         """(n 5): the crops of a view of some images, as `augment` draws them; None for the whole images."""
@@ -121,7 +124,8 @@ class ViewedImages:
         return x
 
     def _crops(self, rows: Rows, view: int, device: torch.device) -> Tensor:
-        x = torch.from_numpy(self.images[rows]).to(device).float()
+        formation = self.views.formation
+        x = enlarge(torch.from_numpy(self.images[rows]).to(device).float(), formation, view % formation**2)
         boxes = self.views.boxes(rows, view)
         if boxes is not None:
             top, left, height, width, mirrored = boxes.T

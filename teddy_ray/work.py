@@ -144,13 +144,14 @@ def _chunks(plan: Plan) -> Iterator[Job]:
 def _units(plan: Plan) -> Iterator[Job]:
     part = plan.recipe.synthesis
     passes = part.steps * part.models_per_step * SYNTHESIS_STEP
+    wholes = part.formation**2  # to an image
     small, size = part.curriculum.image_size, plan.recipe.data.image_size
     share = 1.0 if small is None else 1 - part.curriculum.share * (1 - (small / size) ** 2)
     each = passes * share * _ensemble(plan, plan.members) / len(plan.members)
     for unit in plan.units():
         yield Job(
             unit.name,
-            unit.num_images * each,
+            unit.num_images * wholes * each,
             key=unit.classes[0],
             passes=passes,
             fingerprints=(unit.fingerprint,),

@@ -67,6 +67,7 @@ def publish(folder, parts=HALVES, classes=CLASSES, labels=None, views=None, know
             "set_key": "a set",
             "augmentation": {"crop_scale": [0.5, 1.0], "crop_ratio": [0.75, 1.25], "flip": True},
             "cutmix": 0.0,
+            "formation": 1,
             **(views or {}),
         },
         "members": [],

@@ -134,8 +134,13 @@ def test_what_the_models_and_the_data_allow_is_planned(
 def test_more_real_images_than_there_are_name_the_scarcest_class(refused: Refused) -> None:
     message = refused("synthesis.images_per_class=500")
     assert message == (
-        "teddy-ray: error: synthesis.images_per_class: found 500; should be at most 125, the training images of class "
-        "'8'; with synthesis.start mosaic or noise and no random controls it may be more\n"
+        "teddy-ray: error: synthesis.images_per_class: found 500; should be at most 125: class '8' has 125 training "
+        "images; with synthesis.start mosaic or noise and no random controls it may be more\n"
+    )
+    message = refused("synthesis.images_per_class=40", "synthesis.formation=2")
+    assert (
+        "should be at most 31: class '8' has 125 training images, and each starts from 4 (synthesis.formation)"
+        in message
     )
 
 

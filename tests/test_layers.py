@@ -35,6 +35,7 @@ FLOORS = (
         "data_parallel",
         "device",
         "engine",
+        "formation",
         "frozen",
         "kernels",
         "labels",

@@ -17,7 +17,12 @@ from conftest import Run, content_hashes, copy_artifacts, open_session, tiny
 
 from teddy_ray import storage as storage_module
 from teddy_ray.augment import apply_boxes
+from teddy_ray.dataset import from_png
+from teddy_ray.distilled import load
+from teddy_ray.exports import export
 from teddy_ray.flow import distill, prepare
+from teddy_ray.formation import enlarge_all, shrink
+from teddy_ray.labels import ensemble
 from teddy_ray.matching import make_targets
 from teddy_ray.members import load_members
 from teddy_ray.moments import Moments, buffer_moments
@@ -235,6 +240,45 @@ def test_mosaics_curriculum_and_priors_make_a_set(finished: Run, tmp_path: Path)
         assert losses[:, 0].tolist() == [1, 2, 3, 4, 5, 6]
         assert (losses[:, 1:] > 0).all()  # statistics, cross-entropy and priors
     assert not (tmp_path / "artifacts" / ".checkpoints").exists()
+
+
+def test_images_that_hold_four_are_distilled_labelled_published_and_exported(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "synthesis", tmp_path)
+    recipe = tiny(
+        tmp_path,
+        synthesis__formation=2,
+        labels__views=8,
+        labels__cutmix=0.5,
+        evaluation__controls=["random_soft", "start_soft", "distilled_hard"],
+        evaluation__epochs=3,
+    )
+    with open(tmp_path / "progress.txt", "w") as stream:
+        summary = distill(recipe, Progress(stream))
+    assert {stage: facts["reused"] for stage, facts in summary.stages.items() if stage in ("pool", "statistics")} == {
+        "pool": True,
+        "statistics": True,
+    }
+    assert len({row.student_steps for row in summary.accuracy.values()}) == 1  # as many steps on four times the content
+    prepared = prepare(recipe)
+    plan, storage = prepared.plan, prepared.storage
+    everything = range(plan.num_images)
+    real = [draw_real(prepared.source.train, label, 4 * 4, "start", recipe.seed) for label in range(10)]
+    start = read_set(plan, prepared.source, storage, plan.image_set("start"), everything)
+    assert np.array_equal(start, shrink(prepared.source.train.read(np.concatenate(real)), 2))
+    distilled = read_set(plan, prepared.source, storage, plan.distilled, everything)
+    assert (distilled != start).any((1, 2, 3)).all()
+
+    data = load(str(tmp_path / "runs" / "tiny"))
+    models = load_members(plan, storage, plan.label_members)
+    for epoch in range(1, 9):
+        views, targets = data.training.batch(np.arange(len(data)), epoch, torch.device("cpu"))[:2]
+        assert np.abs(targets - ensemble(models, views, 1.0, "probabilities")).max() < 2e-3
+    assert "holds 2x2 smaller ones" in (tmp_path / "runs/tiny/distilled/README.md").read_text()
+    said = export(str(tmp_path / "runs" / "tiny"), "imagefolder", str(tmp_path / "images"))
+    assert said.startswith(f"{tmp_path / 'images'}: 160 images, the 4 that each image holds enlarged")
+    pngs = sorted((tmp_path / "images" / "3").iterdir())
+    whole = enlarge_all(from_pixels(distilled[12:16], torch.device("cpu")), 2)
+    assert np.array_equal(np.stack([from_png(path.read_bytes()) for path in pngs]), to_pixels(whole).numpy())
 
 
 def test_sre2l_is_a_recipe_of_the_same_engine(finished: Run, tmp_path: Path) -> None:

@@ -295,6 +295,30 @@ def test_warm_up_may_be_longer_than_a_training_that_is_not_asked_for(load):
     assert problems(load, *overrides, "evaluation.epochs=299") == told
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "value", "remedy"),
+    [
+        ("data.image_size=9", "synthesis.formation", 2, "should divide data.image_size, 9"),
+        ("synthesis.mosaic.grid=4", "synthesis.mosaic.grid", 4, "should be synthesis.formation, 2"),
+        ("labels.views=30", "labels.views", 30, "should be a multiple of 4"),
+        ("labels.averaged=true", "labels.averaged", True, "one label for several images"),
+        (
+            "evaluation.controls=[distilled_plain]",
+            "evaluation.controls",
+            ["distilled_plain"],
+            "should be without distilled_plain",
+        ),
+    ],
+)
+def test_what_images_within_images_cannot_go_with_is_refused(load, override, key, value, remedy):
+    start = "mosaic" if "mosaic" in key else "real"
+    held = ["synthesis.formation=2", f"synthesis.start={start}", "data.image_size=8", "labels.views=40"]
+    assert load(*held).synthesis.formation == 2
+    ((found, (given, said)),) = problems(load, *held, override).items()
+    assert (found, given) == (key, value)
+    assert remedy in said
+
+
 def test_mosaics_whose_grid_does_not_divide_the_images_are_refused(load):
     overrides = ["synthesis.start=mosaic", "synthesis.mosaic.grid=5", "data.image_size=28"]
     assert problems(load, *overrides) == {"synthesis.mosaic.grid": (5, "should divide data.image_size, 28")}

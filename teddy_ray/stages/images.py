@@ -11,6 +11,7 @@ import torch
 from safetensors.numpy import load
 from torch import nn
 
+from teddy_ray.formation import shrink
 from teddy_ray.image_sets import ImageSet
 from teddy_ray.plan import Plan, Unit
 from teddy_ray.randomness import generator
@@ -69,9 +70,10 @@ def make_start(plan: Plan, train: Images, unit: Unit, models: Sequence[nn.Module
         return noise_start(unit.num_images, recipe.data.channels, recipe.data.image_size, key)
     if recipe.synthesis.start == "mosaic":
         return np.concatenate([_mosaics(plan, train, label, unit.slots, models, device) for label in unit.classes])
-    num, first = unit.slots[-1] + 1, unit.slots[0]
+    each = recipe.synthesis.formation**2
+    num, first = (unit.slots[-1] + 1) * each, unit.slots[0] * each
     rows = [draw_real(train, label, num, "start", recipe.seed)[first:] for label in unit.classes]
-    return train.read(np.concatenate(rows))
+    return shrink(train.read(np.concatenate(rows)), recipe.synthesis.formation)
 
 
 def _mosaics(

@@ -87,6 +87,7 @@ def views_of(plan: Plan, images: ImageSet, *, plain: bool = False, rows: range |
         ids=ids if rows is None else ids[rows.start : rows.stop],
         augmentation=None if plain else labels.augmentation,
         cutmix=0.0 if plain else labels.cutmix,
+        formation=images.formation,
     )
 
 
