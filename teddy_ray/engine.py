@@ -80,9 +80,7 @@ def choose(recipe: Recipe, num_classes: int, num_images: int, machine: Machine) 
     """
     part = recipe.synthesis
     num_images *= part.formation**2
-    precision = part.precision
-    if precision == "auto":
-        precision = "bf16" if machine.fast_bf16 else "fp32"
+    precision = choose_precision(part.precision, machine.fast_bf16)
     kernels = choose_kernels("synthesis.kernels", part.kernels, precision, machine)
     compiled = part.compile
     if compiled == "auto":
@@ -96,6 +94,12 @@ def choose(recipe: Recipe, num_classes: int, num_images: int, machine: Machine) 
     if compiled == "graphs" and machine.device != "cuda":
         raise InputError([Problem("synthesis.compile", compiled, "is for GPUs; set it to auto, true or false")])
     return Engine(machine.device, precision, kernels, compiled)
+
+
+def choose_precision(wanted: str, fast_bf16: bool) -> str:
+    """fp32 or bf16, `wanted` being what the recipe says of a stage's precision."""
+    auto = "bf16" if fast_bf16 else "fp32"
+    return auto if wanted == "auto" else wanted
 
 
 def choose_kernels(key: str, wanted: bool | Literal["auto"], precision: str, machine: Machine) -> bool:

@@ -80,7 +80,7 @@ def labelled_fingerprint(recipe: Recipe, images: ImageSet, members: Iterable[Mem
     del fields["members"]  # it is their fingerprints that count
     unused = [] if recipe.labels.mode == "top_k" else ["top_k"]
     if recipe.labels.mode == "none":
-        unused += ["views", "averaged", "batch_size", "kernels"]
+        unused += ["views", "averaged", "batch_size", "kernels", "precision"]
     if plain:
         unused += ["views", "averaged", "augmentation", "cutmix"]
     return fingerprint(

@@ -17,8 +17,9 @@ Quantity = Literal["probabilities", "logits"]
 
 @torch.no_grad()
 def ensemble(models: Sequence[nn.Module], views: Tensor, temperature: float, quantity: Quantity) -> Tensor:
-    """Y = 1/|M| sum softmax(logits / tau), or the mean of the logits. views: (n c h w). Returns (n classes) float32."""
-    outputs = [model(views) for model in models]
+    """Y = 1/|M| sum softmax(logits / tau), or the mean of the logits. views: (n c h w). Returns (n classes) float32,
+    whatever the models compute in."""
+    outputs = [model(views).float() for model in models]
     if quantity == "probabilities":
         outputs = [(logits / temperature).softmax(1) for logits in outputs]
     return torch.stack(outputs).mean(0)

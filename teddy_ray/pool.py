@@ -48,7 +48,7 @@ def train(
     *,
     num_classes: int,
     device: torch.device,
-    autocast: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float32,
     group: Group = Group(),  # noqa: B008 - frozen
 ) -> Iterator[State]:
     """Train on from `state`, in place, and yield it after each epoch.
@@ -77,7 +77,7 @@ def train(
         steps_per_epoch=steps,
         learning_rate=training.learning_rate,
         warmup_epochs=training.warmup_epochs,
-        autocast=autocast,
+        dtype=dtype,
         group=group,
     )
 

@@ -302,6 +302,9 @@ class Labels(Placed):
     2019, with lambda drawn from [0, 1])."""
     batch_size: Result[Count] = 100
     """Images per labelling batch; batches follow the image ids."""
+    precision: Result[Literal["auto", "fp32", "bf16"]] = "auto"
+    """Of the members while they label; labels are averaged in fp32. auto: bf16 where the device does it fast. Under
+    `mode: none` members label in fp32 always."""
     images_per_file: Result[Count] = 1000
     """Images per Parquet file of a labelled set."""
     kernels: Result[bool | Literal["auto"]] = "auto"
@@ -363,6 +366,8 @@ class Evaluation(Placed):
     `steps.at`. constant: not at all."""
     steps: Result[Steps] = Steps()
     """When the rate falls under `schedule: steps`."""
+    precision: Result[Literal["auto", "fp32", "bf16"]] = "auto"
+    """Of the students' training, as `pool.precision`; they are measured in fp32."""
     warmup_epochs: Result[Annotated[int, Field(ge=0)]] = 0
     """Epochs in which the rate first rises in a straight line to its peak."""
     ema: Result[Annotated[float, Field(ge=0, lt=1)]] = 0.0

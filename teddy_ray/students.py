@@ -37,9 +37,13 @@ def train_student(
     epochs: int,
     learning_rate: float,
     device: torch.device,
+    dtype: torch.dtype = torch.float32,
     on_epoch: Callable[[State], None] = lambda state: None,
 ) -> nn.Module:
-    """Train one student and return it as it is after the last epoch: its running average where the recipe has one."""
+    """Train one student and return it as it is after the last epoch: its running average where the recipe has one.
+
+    dtype: of products, as `training.fit` takes it.
+    """
     _, channels, image_size, _ = training.viewed.images.shape
     model = build(
         architecture, num_classes=training.num_classes, channels=channels, image_size=image_size, seed=seed
@@ -62,6 +66,7 @@ def train_student(
         loss=loss_of(evaluation, labels) if training.soft else soft_cross_entropy,
         schedule=schedules.of_students(evaluation),
         warmup_epochs=evaluation.warmup_epochs,
+        dtype=dtype,
     ):
         on_epoch(state)
     return state.measured

@@ -170,8 +170,8 @@ def test_all_recipes_are_checked_before_the_first_runs(file, storage, distilled,
     assert distilled.names == []
     assert not storage.exists()
     assert capfd.readouterr().err == (
-        "teddy-ray: error: mine-tiny-ipc500: synthesis.images_per_class: found 500; should be at most 36, the training "
-        "images of class '0'; with synthesis.start mosaic or noise and no random controls it may be more\n"
+        "teddy-ray: error: mine-tiny-ipc500: synthesis.images_per_class: found 500; should be at most 36: class '0' "
+        "has 36 training images; with synthesis.start mosaic or noise and no random controls it may be more\n"
     )
     assert run(file, storage, "--set", "data.source=nowhere") == 2
     message = capfd.readouterr().err

@@ -82,7 +82,7 @@ def test_students_see_the_labelled_pixels_to_the_bit_in_any_process(
     plan = prepared.plan
     part = recipe.labels
     quiet: Any = Silent()
-    worker = Labeller(plan, prepared.storage, prepared.source, _inspect(part), False, quiet)
+    worker = Labeller(plan, prepared.storage, prepared.source, _inspect(part), "fp32", False, quiet)
     shown: list[Tensor] = []
 
     def record(models: object, views: Tensor, *rest: object) -> Tensor:
@@ -373,13 +373,27 @@ def test_labels_that_are_not_finite_name_the_member(finished: Run, tmp_path: Pat
     prepared = prepare(tiny(tmp_path))
     plan = prepared.plan
     quiet: Any = Silent()
-    worker = Labeller(plan, prepared.storage, prepared.source, _inspect(plan.recipe.labels), False, quiet)
+    worker = Labeller(plan, prepared.storage, prepared.source, _inspect(plan.recipe.labels), "fp32", False, quiet)
     with torch.no_grad():
         next(worker._models[2].parameters()).fill_(float("nan"))
     labelled = plan.labelled(plan.distilled)
     with pytest.raises(StageError, match=rf"labels: distilled rows 0-15: .* {plan.members[2].name} are not finite"):
         worker.label(plan.shards(labelled)[0], labelled)
     assert not list((tmp_path / "artifacts").glob("shard/*"))
+
+
+def test_members_label_in_bf16_nearly_as_in_fp32(finished: Run, tmp_path: Path) -> None:
+    copy_artifacts(finished, "labels", tmp_path)
+    prepared = prepare(tiny(tmp_path, labels__precision="bf16"))
+    plan = prepared.plan
+    labels.label_sets(open_session(prepared.plan.recipe), [plan.labelled(plan.distilled)], "labels")
+    before, after = (
+        read_labelled(run.storage, run.plan.labelled(run.plan.distilled)).soft_labels for run in (finished, prepared)
+    )
+    assert before is not None
+    assert after is not None
+    difference = np.abs(before.of(ROWS, 0) - after.of(ROWS, 0))
+    assert 0 < difference.max() < 0.03
 
 
 # -- publication ---------------------------------------------------------------------------------------------------

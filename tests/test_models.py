@@ -116,7 +116,7 @@ def test_size_of_a_model_of_no_name_is_not_told(name):
     [
         ("convnext", 8, ["'convnext'", "convnet", "resnet18", "resnet34", "resnet50", "efficientnet_b0"]),
         ("", 8, ["''", "convnet"]),
-        ("convnet:wide=8", 8, ["'wide'", "convnet", "width", "depth", "norm"]),
+        ("convnet:wide=8", 8, ["'wide'", "convnet", "width", "growth", "depth", "norm"]),
         ("resnet18:norm=group", 8, ["'norm'", "resnet18", "width"]),
         ("resnet18:layers=2", 8, ["'layers'", "width"]),
         ("densenet121:width=8", 8, ["'width'", "densenet121 has no options"]),

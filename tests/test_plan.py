@@ -103,6 +103,7 @@ def test_the_execution_fields_are_those_that_scripts_count_on():
         ("labels.ensemble", "labels"),
         ("labels.cutmix", "labels"),
         ("labels.kernels", "labels"),
+        ("labels.precision", "labels"),
         ("evaluation.longer_epochs", "evaluation"),
         ("evaluation.threads", "evaluation"),
         ("evaluation.epochs", "evaluation"),
@@ -110,6 +111,7 @@ def test_the_execution_fields_are_those_that_scripts_count_on():
         ("evaluation.loss", "evaluation"),
         ("evaluation.steps.at", "evaluation"),
         ("evaluation.ema", "evaluation"),
+        ("evaluation.precision", "evaluation"),
     ],
 )
 def test_a_field_changes_its_own_stage_and_all_that_read_it_and_nothing_before(key, first):

@@ -74,7 +74,7 @@ def test_trials_of_a_sweep_have_students_of_their_own():
     assert tests.labels == trials.labels
 
 
-@pytest.mark.parametrize("key", ["labels.views", "labels.batch_size", "labels.kernels"])
+@pytest.mark.parametrize("key", ["labels.views", "labels.batch_size", "labels.kernels", "labels.precision"])
 def test_how_labels_are_made_does_not_matter_where_none_are(key):
     base = change(DIGITS, "labels.mode", "none")
     assert changed(change(base, key, another(get(base, key), LEAVES[key].annotation)), base=base) == set()

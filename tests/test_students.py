@@ -33,6 +33,10 @@ torch.set_num_threads(1)  # on tensors this small, threads only wait for each ot
 CPU = torch.device("cpu")
 
 
+def saved(tensors):
+    return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+
+
 # -- schedules -----------------------------------------------------------------------------------------------------
 
 
@@ -308,7 +312,7 @@ def test_training_with_an_average_goes_on_from_a_checkpoint():
     resumed.restore({name: tensor.clone() for name, tensor in next(whole).tensors().items()})
     *_, expected = whole
     *_, resumed = fit(resumed, lambda epoch: [batch], **options)
-    assert save(expected.tensors()) == save(resumed.tensors())
+    assert saved(expected.tensors()) == saved(resumed.tensors())
 
 
 # -- whole students ------------------------------------------------------------------------------------------------
@@ -328,6 +332,7 @@ def train_digits_student(
     scale=1.0,
     soft=True,
     ensemble="probabilities",
+    dtype=torch.float32,
     **options,
 ):
     """A student of soft labels that are hard, or of logits of that scale."""
@@ -342,6 +347,7 @@ def train_digits_student(
         epochs=6,
         learning_rate=options.get("learning_rate", 5e-3),
         device=CPU,
+        dtype=dtype,
     )
 
 
@@ -358,7 +364,17 @@ def test_student_learns_and_comes_out_the_same_twice(digits, recipe):
     images, classes, (test, labels) = digits
     first, second = (train_digits_student(images[:200], classes[:200], **RECIPES[recipe]) for _ in range(2))
     assert accuracy(first, [(from_pixels(test, CPU), torch.from_numpy(labels))]) > 0.6
-    assert save(copy.deepcopy(first).state_dict()) == save(copy.deepcopy(second).state_dict())
+    assert saved(copy.deepcopy(first).state_dict()) == saved(copy.deepcopy(second).state_dict())
+
+
+def test_student_in_bf16_keeps_its_weights_in_float32_and_learns_otherwise(digits):
+    images, classes, (test, labels) = digits
+    full, mixed = (
+        train_digits_student(images[:200], classes[:200], dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert {weight.dtype for weight in mixed.parameters()} == {torch.float32}
+    assert not torch.equal(*(torch.cat([weight.flatten() for weight in m.parameters()]) for m in (full, mixed)))
+    assert accuracy(mixed, [(from_pixels(test, CPU), torch.from_numpy(labels))]) > 0.6
 
 
 def test_student_is_its_average(digits, monkeypatch):

@@ -150,7 +150,7 @@ class Dropping(nn.Module):
         return self.head(self.body(x))
 
 
-def fit_digits(digits, state, epochs, autocast=None):
+def fit_digits(digits, state, epochs, dtype=torch.float32):
     images, labels = torch.from_numpy(digits[0]).float() / 255, torch.eye(10)[torch.from_numpy(digits[1])]
     rows = np.arange(len(images))
 
@@ -167,7 +167,7 @@ def fit_digits(digits, state, epochs, autocast=None):
         steps_per_epoch=5,
         learning_rate=1e-2,
         warmup_epochs=1,
-        autocast=autocast,
+        dtype=dtype,
     )
     return list(islice(states, epochs))[-1]
 
@@ -194,7 +194,7 @@ def test_a_training_that_goes_on_from_a_checkpoint_ends_in_the_same_bits(digits)
 
 
 def test_autocast_computes_products_in_bfloat16_and_keeps_weights(digits):
-    full, mixed = fit_digits(digits, fresh(), 5), fit_digits(digits, fresh(), 5, autocast=torch.bfloat16)
+    full, mixed = fit_digits(digits, fresh(), 5), fit_digits(digits, fresh(), 5, dtype=torch.bfloat16)
     assert mixed.losses != full.losses
     assert mixed.losses == pytest.approx(full.losses, rel=0.1)
     assert {parameter.dtype for parameter in mixed.model.parameters()} == {torch.float32}

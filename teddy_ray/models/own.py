@@ -55,7 +55,9 @@ _MOBILENET_V2 = (
 )
 
 ARCHITECTURES = {
-    "convnet": Architecture(builder=_CONVNET, options={"width": 128, "depth": 3, "norm": "batch"}, any_size=False),
+    "convnet": Architecture(
+        builder=_CONVNET, options={"width": 128, "growth": 1, "depth": 3, "norm": "batch"}, any_size=False
+    ),
     "resnet18": _resnet("basic", (2, 2, 2, 2)),
     "resnet34": _resnet("basic", (3, 4, 6, 3)),
     "resnet50": _resnet("bottleneck", (3, 4, 6, 3)),

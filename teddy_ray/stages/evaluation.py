@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from teddy_ray.device import describe, prepare
+from teddy_ray.device import describe, fast_bf16, keep_freed_memory, prepare
+from teddy_ray.engine import DTYPES, choose_precision
 from teddy_ray.errors import StageError
 from teddy_ray.plan import Plan
 from teddy_ray.pool import Labelled, measure
@@ -91,6 +92,8 @@ class Teacher:
         self._plan, self._storage, self._source, self._poster = plan, storage, source, poster
         self._probes = probes
         self._device = prepare(part.threads, part.gpus_per_worker)
+        keep_freed_memory()
+        self._precision = choose_precision(part.precision, fast_bf16(self._device))
 
     def train(self, run: StudentRun) -> None:
         if self._storage.has("student", run.fingerprint):  # by a worker that was given up too early
@@ -119,6 +122,7 @@ class Teacher:
                     epochs=run.epochs,
                     learning_rate=rate,
                     device=self._device,
+                    dtype=DTYPES[self._precision],
                     on_epoch=report,
                 )
             except FloatingPointError as error:
@@ -138,6 +142,7 @@ class Teacher:
                 "validation_accuracy": best[0],
                 "learning_rate": best[1],
                 "steps": run.epochs * num_batches(len(training), part.batch_size),
+                "precision": self._precision,
                 "device": describe(self._device),
                 "seconds": time.monotonic() - started,
             }
@@ -178,7 +183,7 @@ class Teacher:
     def _ensemble(self) -> Ensemble:
         """The members themselves, where no labels are stored."""
         labels = self._plan.recipe.labels
-        models = label_models(self._plan, self._storage, self._device, kernels=False)
+        models = label_models(self._plan, self._storage, self._device)
         return Ensemble(models, labels.temperature, labels.ensemble)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from teddy_ray.dataset import LabelledImages, concatenate, decode, encode
 from teddy_ray.device import prepare
-from teddy_ray.engine import Machine, check_machine, choose_kernels
+from teddy_ray.engine import DTYPES, Machine, check_machine, choose_kernels, choose_precision
 from teddy_ray.errors import StageError
 from teddy_ray.frozen import frozen_copy
 from teddy_ray.image_sets import ImageSet, LabelledSet, Shard
@@ -43,7 +43,8 @@ def label_sets(session: Session, sets: Sequence[LabelledSet], title: str) -> Non
     for missing in session.claims.turns("shard", lambda: storage.missing("shard", shards)):
         session.start()
         machine = machine_of(part, "labels")
-        kernels = choose_kernels("labels.kernels", part.kernels, "fp32", machine)
+        precision = choose_precision(part.precision, machine.fast_bf16)
+        kernels = choose_kernels("labels.kernels", part.kernels, precision, machine)
         work_off(
             session,
             "labels",
@@ -51,7 +52,7 @@ def label_sets(session: Session, sets: Sequence[LabelledSet], title: str) -> Non
             [shards[fingerprint] for fingerprint in missing],
             at_once=len(missing),
             worker=Labeller,
-            settings=(plan, storage, session.source_ref, machine, kernels, session.board.poster("labels")),
+            settings=(plan, storage, session.source_ref, machine, precision, kernels, session.board.poster("labels")),
             call=lambda worker, shard: worker.label.remote(shard, sets_of[shard]),
             memory_remedy="lower labels.batch_size or labels.images_per_file, or run fewer workers per node",
             title=title,
@@ -95,18 +96,25 @@ class Labeller:
     """Holds the members on its device; labels one shard at a time and publishes it."""
 
     def __init__(
-        self, plan: Plan, storage: Storage, source: Source, machine: Machine, kernels: bool, poster: Poster
+        self,
+        plan: Plan,
+        storage: Storage,
+        source: Source,
+        machine: Machine,
+        precision: str,
+        kernels: bool,
+        poster: Poster,
     ) -> None:
         part = plan.recipe.labels
         self._plan, self._storage, self._source, self._poster = plan, storage, source, poster
         self._device = prepare(part.threads, part.gpus_per_worker)
-        self._machine, self._kernels = machine, kernels
+        self._machine, self._dtype, self._kernels = machine, DTYPES[precision], kernels
         self._whole: tuple[str, Pixels] = ("", np.empty(0, np.uint8))  # the last set that was read whole
 
     @cached_property
     def _models(self) -> list[nn.Module]:
         # loaded by the first shard: Ray hides the cause of an error in a constructor
-        return label_models(self._plan, self._storage, self._device, kernels=self._kernels)
+        return label_models(self._plan, self._storage, self._device, self._dtype, kernels=self._kernels)
 
     def label(self, shard: Shard, labelled: LabelledSet) -> None:
         started = time.monotonic()
@@ -176,7 +184,9 @@ class Labeller:
         return "logits are too large for 16 bits; set labels.ensemble to probabilities"
 
 
-def label_models(plan: Plan, storage: Storage, device: torch.device, *, kernels: bool) -> list[nn.Module]:
-    """The members that label, made ready for many passes."""
+def label_models(
+    plan: Plan, storage: Storage, device: torch.device, dtype: torch.dtype = torch.float32, *, kernels: bool = False
+) -> list[nn.Module]:
+    """The members that label, made ready for many passes. dtype, kernels: what they compute in and how."""
     models = load_members(plan, storage, plan.label_members)
-    return [frozen_copy(model, kernels=kernels).to(device) for model in models]
+    return [frozen_copy(model, dtype, kernels=kernels).to(device) for model in models]

@@ -14,8 +14,8 @@ import torch
 
 from teddy_ray.checkpoints import Checkpoint
 from teddy_ray.data_parallel import Group, join_group
-from teddy_ray.device import describe, environment, prepare
-from teddy_ray.engine import Machine, check_machine
+from teddy_ray.device import describe, environment, keep_freed_memory, prepare
+from teddy_ray.engine import DTYPES, Machine, check_machine, choose_precision
 from teddy_ray.errors import InputError, Problem, StageError
 from teddy_ray.members import build_for, check_rows, load_member, publish_member
 from teddy_ray.models import Classifier
@@ -60,6 +60,7 @@ def train_worker(config: dict[str, Any]) -> None:
     device = prepare(pool.threads, pool.gpus_per_worker)
     if device.type == "cuda":
         device = ray.train.torch.get_device()  # Ray Train shows every worker all GPUs of its node
+    keep_freed_memory()
     check_machine(device, job.machine, job.plan.recipe.cluster.address)
     own_gpus = device.type == "cuda" and pool.gpus_per_worker >= 1
     group = join_group(context.get_world_rank(), context.get_world_size(), pool.workers_per_base, own_gpus=own_gpus)
@@ -83,9 +84,8 @@ class _Trainer:
     ) -> None:
         self._plan, self._storage, self._poster, self._training = job.plan, job.storage, job.poster, training
         self._data, self._validation, self._device, self._group = data, validation, device, group
-        precision = self._plan.recipe.pool.precision
-        self._bf16 = precision == "bf16" or (precision == "auto" and job.machine.fast_bf16)
-        here = {**environment(device, kernels=False), "bf16": self._bf16}
+        self._precision = choose_precision(self._plan.recipe.pool.precision, job.machine.fast_bf16)
+        here = {**environment(device, kernels=False), "precision": self._precision}
         self._checkpoint = Checkpoint(self._storage, "training", training.fingerprint, here)
         self._started = time.monotonic()
 
@@ -110,7 +110,7 @@ class _Trainer:
             pool,
             num_classes=len(self._plan.data.classes),
             device=self._device,
-            autocast=torch.bfloat16 if self._bf16 else None,
+            dtype=DTYPES[self._precision],
             group=self._group,
         )
         try:
@@ -164,7 +164,7 @@ class _Trainer:
                 "node": node_id(),
                 "losses": state.losses,
                 "resumed_at": resumed_at,
-                "precision": "bf16" if self._bf16 else "fp32",
+                "precision": self._precision,
                 "device": describe(self._device),
                 "seconds": (time.monotonic() - self._started) * self._group.size,
             },
