@@ -8,7 +8,8 @@ from teddy_ray.errors import InputError
 from teddy_ray.recipe import Part, Recipe, Role, result_fields
 from teddy_ray.recipe_file import dump_recipe, load_recipe, parse_recipe
 
-DIGITS = Path(__file__).parents[1] / "pipelines/recipes/digits.yaml"
+RECIPES = Path(__file__).parents[1] / "pipelines/recipes"
+DIGITS = RECIPES / "digits.yaml"
 SMALL = {"name": "small", "data": {"source": "sklearn:digits"}}
 
 
@@ -467,3 +468,19 @@ def test_inside_a_key_of_several_types_the_problem_is_named_alone(load, override
     found = problems(load, override)
     assert set(found) == {key}
     assert remedy in found[key][1]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_that_come_along_are_right_and_named_as_their_files(path):
+    assert load_recipe(path, []).name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*_sre2l.yaml")), ids=lambda path: path.stem)
+def test_sre2l_variants_have_the_data_and_students_of_their_recipe(path):
+    ours = load_recipe(path, [])
+    theirs = load_recipe(path.with_name(path.name.replace("_sre2l", "")), [])
+    assert (ours.data.source, ours.data.image_size) == (theirs.data.source, theirs.data.image_size)
+    assert ours.evaluation.students == theirs.evaluation.students
+    assert ours.synthesis.images_per_class == theirs.synthesis.images_per_class
+    assert (ours.synthesis.start, ours.synthesis.first_layer_factor) == ("noise", 10)
+    assert (ours.statistics.source, ours.statistics.scope) == ("buffers", "global")

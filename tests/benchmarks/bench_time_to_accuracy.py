@@ -1,0 +1,74 @@
+"""Seconds of synthesis until images are as good as SRe2L's.
+
+    python tests/benchmarks/bench_time_to_accuracy.py --storage DIR --data FOLDER
+
+FOLDER holds CIFAR-10 as train.parquet and test.parquet.
+
+cifar10_small.yaml with few steps and with its own number, beside cifar10_small_sre2l.yaml with SRe2L's published number
+of steps from noise, and with our number of steps from real images. Finished work is reused when run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from teddy_ray.flow import distill, prepare
+from teddy_ray.progress import Progress
+from teddy_ray.recipe_file import load_recipe
+
+RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
+REAL = {"synthesis.start": "real", "synthesis.steps": 75, "synthesis.learning_rate": 0.0125}
+ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "SRe2L, 1,000 steps from noise": ("cifar10_small_sre2l", {}),
+    "SRe2L, 75 steps from real images": ("cifar10_small_sre2l", REAL),
+    "Teddy, 5 steps": ("cifar10_small", {"synthesis.steps": 5}),
+    "Teddy, 15 steps": ("cifar10_small", {"synthesis.steps": 15}),
+    "Teddy, 75 steps": ("cifar10_small", {}),
+}
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--storage", required=True)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    ray.init(address="local", log_to_driver=False, dashboard_host="127.0.0.1")  # one for all runs
+    print("| synthesis | accuracy | random, same labels | synthesis, s | of SRe2L's | pool and statistics, s |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    slowest = 0.0
+    for index, (title, (name, changes)) in enumerate(ROWS.items()):
+        values = {
+            "name": f"time-to-accuracy-{index}",
+            "storage": arguments.storage,
+            "data.source": f"{arguments.data}/train.parquet",
+            "data.test_source": f"{arguments.data}/test.parquet",
+            "labels.views": 300,
+            "evaluation.seeds": list(range(arguments.seeds)),
+            "evaluation.controls": ["random_soft"],
+            **changes,
+        }
+        recipe = load_recipe(RECIPES / f"{name}.yaml", values=values)
+        rows = distill(recipe, Progress()).accuracy
+        plan, storage = (prepared := prepare(recipe)).plan, prepared.storage
+        seconds = {
+            stage: storage.open(stage, plan.stages()[stage]).manifest["worker_seconds"]
+            for stage in ("pool", "statistics", "synthesis")
+        }
+        slowest = slowest or seconds["synthesis"]
+        distilled, random = (f"{rows[row].mean:.4f} ± {rows[row].std:.4f}" for row in ("distilled", "random_soft"))
+        print(
+            f"| {title} | {distilled} | {random} | {seconds['synthesis']:.1f} | {seconds['synthesis'] / slowest:.1%} "
+            f"| {seconds['pool'] + seconds['statistics']:.0f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
