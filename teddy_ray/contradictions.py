@@ -85,6 +85,9 @@ def _formation_contradictions(recipe: Recipe) -> Iterable[Problem]:
     if labels.mode != "none" and labels.views % formation**2:
         remedy = f"should be a multiple of {formation**2}: views take the images in one in turn (synthesis.formation)"
         yield Problem("labels.views", labels.views, remedy)
+    if recipe.evaluation.epochs < formation**2:
+        remedy = f"should be at least {formation**2}: an epoch sees one of the images in each (synthesis.formation)"
+        yield Problem("evaluation.epochs", recipe.evaluation.epochs, remedy)
     if "distilled_plain" in recipe.evaluation.controls:
         remedy = "should be without distilled_plain, which sees one view of each image; synthesis.formation needs more"
         yield Problem("evaluation.controls", list(recipe.evaluation.controls), remedy)

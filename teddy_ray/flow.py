@@ -183,6 +183,9 @@ def _data_problems(recipe: Recipe, source: Source) -> list[Problem]:
     draws = part.start == "real" or any(c.startswith("random") for c in recipe.evaluation.controls)
     if draws and counts.min() < part.images_per_class * drawn:
         scarce = source.classes[int(counts.argmin())]
+        if counts.min() < drawn:
+            remedy = f"needs {drawn} training images of each class; class {scarce!r} has {counts.min()}: lower it"
+            return [Problem("synthesis.formation", part.formation, remedy)]
         return [
             Problem(
                 "synthesis.images_per_class",

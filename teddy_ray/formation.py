@@ -8,6 +8,8 @@ the range of pixels. Parts are counted row by row.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -41,7 +43,7 @@ def enlarge_all(S: Tensor, formation: int) -> Tensor:
     f, (_, _, height, width) = formation, S.shape
     grid = S.unflatten(3, (f, width // f)).unflatten(2, (f, height // f))  # n, c, row, height, column, width
     parts = grid.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
-    rows, columns = (_matrix(size // f, size).to(S) for size in (height, width))
+    rows, columns = (_matrix(size // f, size, S.dtype, S.device) for size in (height, width))
     enlarged: Tensor = rows @ parts @ columns.T
     return enlarged.clamp(0, 1)
 
@@ -79,9 +81,10 @@ def _taps(size: int, new_size: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[n
     return pixels, np.where(distance <= 1, near, far)
 
 
-def _matrix(size: int, new_size: int) -> Tensor:
+@functools.cache
+def _matrix(size: int, new_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """The same as a (new_size size) matrix."""
     pixels, weights = _taps(size, new_size)
     matrix = np.zeros((new_size, size))
     np.add.at(matrix, (np.arange(new_size)[:, None], pixels), weights)
-    return torch.from_numpy(matrix)
+    return torch.from_numpy(matrix).to(device, dtype)

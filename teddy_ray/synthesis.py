@@ -152,7 +152,7 @@ def optimise(
                 losses[step, index, 0] = statistics.detach()
                 # a gradient that is not finite, or whose square is not, spoils the images under a loss that is finite
                 losses[step, index, 1] = torch.where(own.square().sum().isfinite(), ce.detach(), torch.nan)
-            (S.grad,) = torch.autograd.grad(views, S, gradient, retain_graph=True)
+            (S.grad,) = torch.autograd.grad(views, S, gradient, retain_graph=bool(part.tv_weight or part.l2_weight))
             if part.tv_weight or part.l2_weight:
                 term = prior(whole, part.tv_weight, part.l2_weight)
                 S.grad += torch.autograd.grad(term, S)[0]

@@ -131,6 +131,7 @@ class State:
         of_model: dict[str, Tensor] = {}
         of_average: dict[str, Tensor] = {}
         of_optimiser: dict[int, dict[str, Tensor]] = {}
+        weights = [weight for group in self.optimiser.param_groups for weight in group["params"]]
         for name, tensor in tensors.items():
             kind, _, rest = name.partition("/")
             if kind == "model":
@@ -139,9 +140,10 @@ class State:
                 of_average[rest] = tensor
             elif kind == "optimiser":
                 index, _, key = rest.partition("/")
-                # in the layout of the weights, which decides how products of them are computed
-                layout = torch.channels_last if tensor.ndim == 4 else torch.contiguous_format
-                of_optimiser.setdefault(int(index), {})[key] = tensor.contiguous(memory_format=layout)
+                weight = weights[int(index)]
+                if tensor.shape == weight.shape:  # in its layout, as if it had never been saved
+                    tensor = torch.empty_like(weight).copy_(tensor)
+                of_optimiser.setdefault(int(index), {})[key] = tensor
         self.model.load_state_dict(of_model)
         if self.average is not None:
             self.average.load_state_dict(of_average)

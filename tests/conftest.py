@@ -39,7 +39,7 @@ TINY: dict[str, Any] = {
     "pool": {"architectures": ["convnet:width=32"], "seeds": [0, 1], "snapshots": [1, 3], "batch_size": 16},
     "statistics": {"chunk_size": 25, "batch_size": 10},
     "synthesis": {"images_per_class": 4, "steps": 60, "classes_per_unit": 2, "slots_per_unit": 2},
-    "labels": {"views": 6, "images_per_file": 16, "batch_size": 8},
+    "labels": {"views": 6, "images_per_file": 16, "batch_size": 8, "precision": "fp32"},
     "evaluation": {"students": ["convnet:width=8"], "seeds": [0, 1], "epochs": 4, "full_data_epochs": 1},
 }
 """Ten units, three files of labels, eight students; seconds on one core."""

@@ -46,6 +46,15 @@ NETS = """
         if make(num_classes, channels, image_size)[0].weight.std().item() >= 0:
             return make(num_classes, channels, image_size)
 
+    class Viewed(nn.Module):
+        def __init__(self, num_classes, channels, image_size):
+            super().__init__()
+            self.features = nn.Conv2d(channels, 4, 3)
+            self.classifier = nn.Linear(4 * (image_size - 2) ** 2, num_classes)
+
+        def forward(self, x):
+            return self.classifier(self.features(x).view(len(x), -1))
+
     CONSTANT = 3
 """
 
@@ -218,6 +227,7 @@ def test_function_is_called_with_the_size_of_the_task_and_the_options(nets):
         ("nets_of_mine:word", "the function should return a torch.nn.Module, not str"),
         ("nets_of_mine:narrow", "a pass of 2 images of 3 x 8 x 8 should give logits (2, 5), but gave (2, 6)"),
         ("nets_of_mine:pair", "should give logits (2, 5), but gave tuple"),
+        ("nets_of_mine:Viewed", "use reshape or flatten: models run channels-last"),
         ("nets_of_mine:large", "; images of 16 pixels are the smallest that it was found to take"),
     ],
 )

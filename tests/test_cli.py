@@ -137,6 +137,8 @@ def test_more_real_images_than_there_are_name_the_scarcest_class(refused: Refuse
         "teddy-ray: error: synthesis.images_per_class: found 500; should be at most 125: class '8' has 125 training "
         "images; with synthesis.start mosaic or noise and no random controls it may be more\n"
     )
+    message = refused("data.limit_per_class=3", "synthesis.images_per_class=1", "synthesis.formation=2")
+    assert "synthesis.formation: found 2; needs 4 training images of each class; class '0' has " in message
     message = refused("synthesis.images_per_class=40", "synthesis.formation=2")
     assert (
         "should be at most 31: class '8' has 125 training images, and each starts from 4 (synthesis.formation)"

@@ -41,6 +41,12 @@ CPU = torch.device("cpu")
 ROWS = np.arange(40)
 
 
+def teacher(plan: Plan, run: Any) -> Teacher:
+    """In this process. run: what holds the plan's storage and source."""
+    quiet: Any = Silent()
+    return Teacher(plan, run.storage, run.source, _inspect(plan.recipe.evaluation), quiet)
+
+
 def digest(x: Tensor) -> str:
     return hashlib.sha256(x.contiguous().numpy().tobytes()).hexdigest()
 
@@ -102,7 +108,7 @@ def test_students_see_the_labelled_pixels_to_the_bit_in_any_process(
     assert not shown
     labels.run(open_session(recipe))  # publishes the list of the shards that are there
     run = next(run for run in plan.students if run.row == "distilled")
-    training = Teacher(plan, prepared.storage, prepared.source, quiet).training_set(run)
+    training = teacher(plan, prepared).training_set(run)
     order = np.random.default_rng(0).permutation(40)
     for epoch in range(1, 5):
         seen = torch.empty(40, 1, 8, 8)
@@ -116,8 +122,7 @@ def test_students_see_the_labelled_pixels_to_the_bit_in_any_process(
 def test_a_published_epoch_is_what_students_saw_in_another_process(finished: Run) -> None:
     plan = finished.plan
     run = next(run for run in plan.students if run.row == "distilled")
-    quiet: Any = Silent()
-    training = Teacher(plan, finished.storage, finished.source, quiet).training_set(run)
+    training = teacher(plan, finished).training_set(run)
     ours = [digest(view) for epoch in (1, 2, 4) for view in training.batch(ROWS, epoch, CPU).views]
     theirs = digests(plan, finished.folder, range(1, 5))
     assert [theirs[40 * (epoch - 1) + row] for epoch in (1, 2, 4) for row in range(40)] == ours
@@ -178,10 +183,9 @@ def test_every_form_of_labels_makes_a_set_that_students_and_others_read(
     assert 0.1 < summary.labels["mass_kept"] <= 1
     assert (summary.labels["mass_kept"] < 1) == ("top_k" in form)
     # what others load is what our students learnt from
-    quiet: Any = Silent()
     prepared = prepare(recipe)
     run = next(run for run in plan.students if run.row == "distilled")
-    ours = Teacher(plan, prepared.storage, prepared.source, quiet).training_set(run)
+    ours = teacher(plan, prepared).training_set(run)
     theirs = teddy_ray.load(str(folder)).training
     for epoch in (1, 6, 7, 8):
         for mine, their in zip(ours.batch(ROWS, epoch, CPU), theirs.batch(ROWS, epoch, CPU), strict=True):
@@ -319,10 +323,9 @@ def test_the_search_for_a_rate_reads_the_validation_part_alone(
         measured.append((len(rows), next(scores)))
         return measured[-1][1]
 
-    quiet: Any = Silent()
     monkeypatch.setattr(evaluation, "measure", measure)
     run = prepared.plan.students[0]
-    Teacher(prepared.plan, prepared.storage, prepared.source, quiet).train(run)
+    teacher(prepared.plan, prepared).train(run)
     num_validation, num_test = len(prepared.source.validation), len(prepared.source.test)
     assert measured == [(num_validation, 0.7), (num_validation, 0.4), (num_test, 0.9)]
     manifest = prepared.storage.open("student", run.fingerprint).manifest
@@ -340,13 +343,12 @@ def test_hashes_of_labelled_sets_do_not_depend_on_the_number_of_workers(finished
 
 def test_rates_that_diverge_are_left_out_of_the_search(finished: Run, tmp_path: Path) -> None:
     copy_artifacts(finished, "evaluation", tmp_path)
-    quiet: Any = Silent()
 
     def train(rates: Any) -> Any:
         recipe = tiny(tmp_path, evaluation__learning_rate=rates, evaluation__epochs=2, evaluation__optimiser="sgd")
         prepared = prepare(recipe)
         run = prepared.plan.students[0]
-        Teacher(prepared.plan, prepared.storage, prepared.source, quiet).train(run)
+        teacher(prepared.plan, prepared).train(run)
         return prepared.storage.open("student", run.fingerprint).manifest["learning_rate"]
 
     assert train([1e30, 1e-2]) == 1e-2
@@ -356,12 +358,11 @@ def test_rates_that_diverge_are_left_out_of_the_search(finished: Run, tmp_path: 
 
 def test_the_whole_training_set_may_be_decoded_as_it_is_needed(finished: Run, tmp_path: Path) -> None:
     copy_artifacts(finished, "evaluation", tmp_path)
-    quiet: Any = Silent()
     found = []
     for keep in (0, 2**30):
         prepared = prepare(tiny(tmp_path, evaluation__keep_bytes=keep))
         run = next(run for run in prepared.plan.students if run.row == "full_data")
-        training = Teacher(prepared.plan, prepared.storage, prepared.source, quiet).training_set(run)
+        training = teacher(prepared.plan, prepared).training_set(run)
         assert isinstance(training.viewed.images, np.ndarray) == (keep > 0)
         found.append(training.batch(np.array([7, 3, 300]), 5, CPU))
     for kept, decoded in zip(*found, strict=True):
@@ -394,6 +395,26 @@ def test_members_label_in_bf16_nearly_as_in_fp32(finished: Run, tmp_path: Path) 
     assert after is not None
     difference = np.abs(before.of(ROWS, 0) - after.of(ROWS, 0))
     assert 0 < difference.max() < 0.03
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_students_train_in_the_precision_of_the_recipe(finished: Run, tmp_path: Path, precision: str) -> None:
+    copy_artifacts(finished, "evaluation", tmp_path)
+    prepared = prepare(tiny(tmp_path, evaluation__precision=precision))
+    run = prepared.plan.students[0]
+    seen: list[torch.dtype] = []
+
+    def record(module: torch.nn.Module, inputs: object, output: Any) -> None:
+        if isinstance(module, torch.nn.Conv2d):
+            seen.append(output.dtype)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(record)
+    try:
+        teacher(prepared.plan, prepared).train(run)
+    finally:
+        hook.remove()
+    assert (torch.bfloat16 in seen) == (precision == "bf16")
+    assert prepared.storage.open("student", run.fingerprint).manifest["precision"] == precision
 
 
 # -- publication ---------------------------------------------------------------------------------------------------

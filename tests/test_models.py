@@ -36,6 +36,12 @@ def test_options_are_set_and_defaults_kept():
     assert [module.num_features for module in norms] == [128] * 3
 
 
+def test_convnet_grows_from_block_to_block():
+    model = build("convnet:width=4,growth=2", num_classes=2, channels=3, image_size=16)
+    assert [module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)] == [4, 8, 16]
+    assert model(torch.rand(2, 3, 16, 16)).shape == (2, 2)
+
+
 @pytest.mark.parametrize(("norm", "width", "num_groups"), [("instance", 12, 12), ("group", 16, 8), ("layer", 12, 1)])
 def test_a_norm_of_each_image_is_a_norm_of_groups_of_channels(norm, width, num_groups):
     model = build(f"convnet:width={width},depth=2,norm={norm}", num_classes=2, channels=1, image_size=8)

@@ -300,6 +300,7 @@ def test_warm_up_may_be_longer_than_a_training_that_is_not_asked_for(load):
     ("override", "key", "value", "remedy"),
     [
         ("data.image_size=9", "synthesis.formation", 2, "should divide data.image_size, 9"),
+        ("evaluation.epochs=3", "evaluation.epochs", 3, "should be at least 4"),
         ("synthesis.mosaic.grid=4", "synthesis.mosaic.grid", 4, "should be synthesis.formation, 2"),
         ("labels.views=30", "labels.views", 30, "should be a multiple of 4"),
         ("labels.averaged=true", "labels.averaged", True, "one label for several images"),

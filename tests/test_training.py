@@ -1,5 +1,6 @@
 """The training loop of bases and students. What students make of it is in test_students.py."""
 
+import copy
 import math
 from functools import partial
 from itertools import islice
@@ -191,6 +192,20 @@ def test_a_training_that_goes_on_from_a_checkpoint_ends_in_the_same_bits(digits)
     resumed = fit_digits(digits, resumed, 3)
     assert (resumed.epoch, resumed.losses) == (5, whole.losses)
     assert bytes_of(resumed) == bytes_of(whole)
+
+
+def test_trainings_are_channels_last_and_so_are_their_optimisers_after_a_checkpoint():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(144, 2))
+    state, resumed = (State.begin(copy.deepcopy(model), 0.01) for _ in range(2))
+    state.model(torch.rand(2, 3, 8, 8)).sum().backward()
+    state.optimiser.step()
+    resumed.restore({name: tensor.contiguous() for name, tensor in state.tensors().items()})
+    assert state.model[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert not state.model[0].weight.is_contiguous()
+    for one in (state, resumed):
+        for weight in one.model.parameters():
+            for name in ("exp_avg", "exp_avg_sq"):
+                assert one.optimiser.state[weight][name].stride() == weight.stride()
 
 
 def test_autocast_computes_products_in_bfloat16_and_keeps_weights(digits):

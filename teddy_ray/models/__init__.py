@@ -108,6 +108,8 @@ def outline(name: str, *, num_classes: int, channels: int, image_size: int) -> C
     Code of others that works on weights alone gives a model with weights.
     """
     size = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
+    if code_identity(name) is not None:
+        build(name, **size)  # whether code of others can take the layout of weights shows with weights alone
     try:
         with _WithoutWeights():
             return build(name, **size).to("meta")
@@ -166,9 +168,14 @@ def _network(blueprint: Blueprint, num_classes: int, channels: int, image_size: 
     told = f"a pass of 2 images of {channels} x {image_size} x {image_size} should give logits (2, {num_classes})"
     try:
         with torch.no_grad():
-            logits = network.eval()(images)
+            # laid out as trainings and frozen copies do
+            logits = network.eval().to(memory_format=torch.channels_last)(images)
     except Exception as error:  # code of others
-        raise ValueError(f"{told}, but raised {type(error).__name__}: {error}") from error
+        hint = (
+            "; use reshape or flatten: models run channels-last" if "view size is not compatible" in str(error) else ""
+        )
+        raise ValueError(f"{told}, but raised {type(error).__name__}: {error}{hint}") from error
+    network.to(memory_format=torch.contiguous_format)
     for module, training in modes.items():
         module.training = training
     if not isinstance(logits, Tensor) or logits.shape != (2, num_classes):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from teddy_ray.device import describe, fast_bf16, keep_freed_memory, prepare
-from teddy_ray.engine import DTYPES, choose_precision
+from teddy_ray.device import describe, keep_freed_memory, prepare
+from teddy_ray.engine import DTYPES, Machine, check_machine, choose_precision
 from teddy_ray.errors import StageError
 from teddy_ray.plan import Plan
 from teddy_ray.pool import Labelled, measure
@@ -22,7 +22,7 @@ from teddy_ray.stages.board import Poster
 from teddy_ray.stages.crew import work_off
 from teddy_ray.stages.images import read_set
 from teddy_ray.stages.labels import label_models, label_sets, read_labelled, views_of
-from teddy_ray.stages.machine import node_id
+from teddy_ray.stages.machine import machine_of, node_id
 from teddy_ray.stages.session import Probes, Session
 from teddy_ray.storage import Storage
 from teddy_ray.student_plan import StudentRun
@@ -67,6 +67,7 @@ def _train(session: Session, runs: Sequence[StudentRun]) -> None:
     students = {run.fingerprint: run for run in runs}
     for missing in session.claims.turns("student", lambda: storage.missing("student", students)):
         session.start()
+        machine = machine_of(session.recipe.evaluation, "evaluation")
         work_off(
             session,
             "evaluation",
@@ -74,7 +75,7 @@ def _train(session: Session, runs: Sequence[StudentRun]) -> None:
             [students[fingerprint] for fingerprint in missing],
             at_once=len(missing),
             worker=Teacher,
-            settings=(plan, storage, session.source_ref, session.board.poster("evaluation"), session.probes),
+            settings=(plan, storage, session.source_ref, machine, session.board.poster("evaluation"), session.probes),
             call=lambda worker, student: worker.train.remote(student),
             memory_remedy="lower evaluation.batch_size or evaluation.keep_bytes, or run fewer workers per node",
             title="evaluation",
@@ -86,18 +87,25 @@ class Teacher:
     """Trains one student at a time, measures it and publishes what it reached."""
 
     def __init__(
-        self, plan: Plan, storage: Storage, source: Source, poster: Poster, probes: Probes | None = None
+        self,
+        plan: Plan,
+        storage: Storage,
+        source: Source,
+        machine: Machine,
+        poster: Poster,
+        probes: Probes | None = None,
     ) -> None:
         part = plan.recipe.evaluation
         self._plan, self._storage, self._source, self._poster = plan, storage, source, poster
         self._probes = probes
         self._device = prepare(part.threads, part.gpus_per_worker)
         keep_freed_memory()
-        self._precision = choose_precision(part.precision, fast_bf16(self._device))
+        self._machine, self._precision = machine, choose_precision(part.precision, machine.fast_bf16)
 
     def train(self, run: StudentRun) -> None:
         if self._storage.has("student", run.fingerprint):  # by a worker that was given up too early
             return
+        check_machine(self._device, self._machine, self._plan.recipe.cluster.address)
         started = time.monotonic()
         self._poster.begin(run.name)
         part, labels = self._plan.recipe.evaluation, self._plan.recipe.labels

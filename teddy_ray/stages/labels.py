@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from teddy_ray.dataset import LabelledImages, concatenate, decode, encode
-from teddy_ray.device import prepare
+from teddy_ray.device import describe, prepare
 from teddy_ray.engine import DTYPES, Machine, check_machine, choose_kernels, choose_precision
 from teddy_ray.errors import StageError
 from teddy_ray.frozen import frozen_copy
@@ -108,13 +108,13 @@ class Labeller:
         part = plan.recipe.labels
         self._plan, self._storage, self._source, self._poster = plan, storage, source, poster
         self._device = prepare(part.threads, part.gpus_per_worker)
-        self._machine, self._dtype, self._kernels = machine, DTYPES[precision], kernels
+        self._machine, self._precision, self._kernels = machine, precision, kernels
         self._whole: tuple[str, Pixels] = ("", np.empty(0, np.uint8))  # the last set that was read whole
 
     @cached_property
     def _models(self) -> list[nn.Module]:
         # loaded by the first shard: Ray hides the cause of an error in a constructor
-        return label_models(self._plan, self._storage, self._device, self._dtype, kernels=self._kernels)
+        return label_models(self._plan, self._storage, self._device, DTYPES[self._precision], kernels=self._kernels)
 
     def label(self, shard: Shard, labelled: LabelledSet) -> None:
         started = time.monotonic()
@@ -143,6 +143,8 @@ class Labeller:
                 "node": node_id(),
                 "png_bytes": png_bytes,
                 "mass_kept": soft.mass_kept if soft else 1.0,
+                "precision": self._precision,
+                "device": describe(self._device),
                 "seconds": time.monotonic() - started,
             }
         self._poster.done(shard.name, draft.facts["seconds"])
