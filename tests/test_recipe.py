@@ -481,7 +481,8 @@ def test_sre2l_variants_have_the_data_and_students_of_their_recipe(path):
     ours = load_recipe(path, [])
     theirs = load_recipe(path.with_name(path.name.replace("_sre2l", "")), [])
     assert (ours.data.source, ours.data.image_size) == (theirs.data.source, theirs.data.image_size)
-    assert ours.evaluation.students == theirs.evaluation.students
+    for key in ("students", "epochs", "longer_epochs", "batch_size", "learning_rate", "schedule", "optimiser"):
+        assert getattr(ours.evaluation, key) == getattr(theirs.evaluation, key), key
     assert ours.synthesis.images_per_class == theirs.synthesis.images_per_class
     assert (ours.synthesis.start, ours.synthesis.first_layer_factor) == ("noise", 10)
     assert (ours.statistics.source, ours.statistics.scope) == ("buffers", "global")
