@@ -250,7 +250,7 @@ def test_images_that_hold_four_are_distilled_labelled_published_and_exported(fin
         labels__views=8,
         labels__cutmix=0.5,
         evaluation__controls=["random_soft", "start_soft", "distilled_hard"],
-        evaluation__epochs=3,
+        evaluation__epochs=4,
     )
     with open(tmp_path / "progress.txt", "w") as stream:
         summary = distill(recipe, Progress(stream))
