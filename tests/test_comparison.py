@@ -10,7 +10,7 @@ from teddy_ray.comparison.file import load_comparison
 from teddy_ray.comparison.runs import expand
 from teddy_ray.errors import InputError
 
-DIGITS = Path(__file__).parents[1] / "pipelines/comparisons/digits.yaml"
+COMPARISONS = Path(__file__).parents[1] / "pipelines/comparisons"
 SMALL = {
     "name": "small",
     "seeds": [0, 1],
@@ -243,7 +243,7 @@ def test_a_table_of_images_per_class_has_the_first_student_of_the_recipe(compari
 
 
 def test_the_comparison_of_the_digits_fills_three_tables():
-    layout = lay_out(DIGITS)
+    layout = lay_out(COMPARISONS / "digits.yaml")
     assert len(layout.runs) == 27
     assert len(layout.cells) == 8 * (2 + 4 + 1)
     assert {cell.runs[0].evaluation.epochs for (t, _, _), cell in layout.cells.items() if t == 2} == {900}
@@ -251,3 +251,12 @@ def test_the_comparison_of_the_digits_fills_three_tables():
     rows = [row.row for row in layout.comparison.rows]
     assert rows.count("distilled") == rows.count("random_soft") == 3
     assert rows.count("random_hard") == rows.count("start_soft") == 1
+
+
+@pytest.mark.parametrize("path", sorted(COMPARISONS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_comparisons_that_come_along_lay_out_and_let_every_row_differ(path):
+    layout = lay_out(path)
+    rows = range(len(layout.comparison.rows))
+    for table in range(len(layout.comparison.tables)):
+        filled = [[(cell.row, [run.name for run in cell.runs]) for cell in layout.of(table, row)] for row in rows]
+        assert all(filled[row] not in filled[:row] for row in rows)

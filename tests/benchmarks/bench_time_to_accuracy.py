@@ -5,9 +5,9 @@
 FOLDER holds CIFAR-10 as train.parquet and test.parquet.
 
 cifar10_small.yaml with few steps and with its own number, beside cifar10_small_sre2l.yaml with SRe2L's published number
-of steps from noise, and with our number of steps from real images. Each recipe has labels and a loss of its own, so
-accuracies are those of whole recipes; what the synthesis adds is the lead over random real images, same labels.
-Finished work is reused when run again.
+of steps from noise, and with our number of steps from real images. All under the labels of one and the same model and
+the students of cifar10_small.yaml, but for the first row, which is SRe2L's recipe whole. What the synthesis adds is the
+lead over random real images under the same labels. Finished work is reused when run again.
 """
 
 from __future__ import annotations
@@ -24,13 +24,22 @@ from teddy_ray.progress import Progress
 from teddy_ray.recipe_file import load_recipe
 
 RECIPES = Path(__file__).parents[2] / "pipelines" / "recipes"
-REAL = {"synthesis.start": "real", "synthesis.steps": 75, "synthesis.learning_rate": 0.0125}
+EQUAL = {
+    "labels.temperature": 1.0,
+    "labels.ensemble": "logits",
+    "evaluation.loss": "logit_mse",
+    "evaluation.ce_weight": 0.3,
+}
+REAL = {"synthesis.start": "real", "synthesis.steps": 150, "synthesis.learning_rate": 0.0125}
+SRE2L, TEDDY = "cifar10_small_sre2l", "cifar10_small"
+LABELLER = {"labels.members.seeds": [0]}  # SRe2L's one model is the end of our first trajectory
 ROWS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
-    "SRe2L, 1,000 steps from noise": ("cifar10_small_sre2l", {}),
-    "SRe2L, 75 steps from real images": ("cifar10_small_sre2l", REAL),
-    "Teddy, 5 steps": ("cifar10_small", {"synthesis.steps": 5}),
-    "Teddy, 15 steps": ("cifar10_small", {"synthesis.steps": 15}),
-    "Teddy, 75 steps": ("cifar10_small", {}),
+    "SRe2L, 1,000 steps from noise, its own labels and loss": (SRE2L, {}),
+    "SRe2L, 1,000 steps from noise": (SRE2L, EQUAL),
+    "SRe2L, 150 steps from real images": (SRE2L, {**EQUAL, **REAL}),
+    "Teddy, 5 steps": (TEDDY, {**LABELLER, "synthesis.steps": 5}),
+    "Teddy, 15 steps": (TEDDY, {**LABELLER, "synthesis.steps": 15}),
+    "Teddy, 150 steps": (TEDDY, LABELLER),
 }
 
 
