@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -217,6 +218,25 @@ def test_a_finished_sweep_computes_nothing_again(
     monkeypatch.setattr("teddy_ray.flow._run", None)
     again, _ = sweep(swept(folder), quiet())
     assert again == text
+
+
+def test_a_sweep_that_is_interrupted_before_its_first_trial_is_over_goes_on(
+    swept_once: tuple[Path, str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trials of other sweeps are in its ledger by then."""
+    folder, _, _ = swept_once
+    shutil.copytree(folder / "artifacts", tmp_path / "artifacts")
+    wider = swept(tmp_path, SPACE | {IPC: {"grid": [1, 2, 4]}})
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("teddy_ray.sweeps.sweep._run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sweep(wider, quiet())
+    assert sorted(prepare(wider, quiet()).done) == [3, 4, 5, 6]
+    assert len(tree_of(tmp_path)["trials"]) == 4
+    assert "4 of 6 trials" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
 
 
 def test_trials_that_are_added_are_all_that_runs(swept_once: tuple[Path, str, str], tmp_path: Path) -> None:

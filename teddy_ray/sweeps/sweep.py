@@ -43,11 +43,12 @@ def sweep(recipe: Recipe, progress: Progress) -> tuple[str, Mapping[int, str]]:
         for plan in checked.plans.values():
             check_local_resources(plan.recipe)
     _make_room(checked, progress)
+    _write(checked, trials, {}, None)  # before the ledger: a folder without it is not ours to go on with
     for trial in trials.values():
         if trial.outcome is not None:
             checked.ledger.write(trial.number, trial.outcome)
     progress.say(f"{checked.num_trials} trials, {len(trials)} of them over")
-    progress.say(f"report, when one is over: {storage.display(checked.folder)}/{REPORT}")
+    progress.say(f"report: {storage.display(checked.folder)}/{REPORT}")
     made: Mapping[str, int] = {}
     try:
         with contextlib.closing(Session(*checked.first, storage, progress)) as host:
