@@ -322,7 +322,7 @@ def test_a_driver_killed_in_mid_sweep_is_resumed(swept_once: tuple[Path, str, st
     assert 1 <= len(done) < 4
     with driver(SCRIPT, str(recipe)) as program:
         assert program.finish() == 0, program.text
-    assert f"4 trials, {len(done)} of them done" in program.text
+    assert f"4 trials, {len(done)} of them over" in program.text
     assert program.text.count(" begins: ") == 4 - len(done)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("runs/tiny/trials/*.json")}.items() >= done.items()
     check_is_that_of(tmp_path, swept_once[0])

@@ -54,7 +54,7 @@ def sweep(recipe: Recipe, progress: Progress) -> tuple[str, Mapping[int, str]]:
         with contextlib.closing(Session(*checked.first, storage, progress)) as host:
             if missing > 0:
                 made = _run(checked, trials, host, progress)
-            _write(checked, trials, made, None)
+                _write(checked, trials, made, None)
             over = sum(trial.outcome is not None for trial in trials.values())
             summary = None
             if over == checked.num_trials:

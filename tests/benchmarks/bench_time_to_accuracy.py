@@ -6,8 +6,9 @@ FOLDER holds CIFAR-10 as train.parquet and test.parquet.
 
 cifar10_small.yaml with few steps and with its own number, beside cifar10_small_sre2l.yaml with SRe2L's published number
 of steps from noise, and with our number of steps from real images. All under the labels of one and the same model and
-with the students of cifar10_small_ablation.yaml, but for the first row, which is SRe2L's recipe whole. What the
-synthesis adds is the lead over random real images under the same labels. Finished work is reused when run again.
+with students of one recipe, but for the first row, whose labels and loss are SRe2L's own. u, the students' loss and
+their schedule are those of cifar10_small_ablation.yaml. What the synthesis adds is the lead over random real images
+under the same labels. Finished work is reused when run again.
 """
 
 from __future__ import annotations
@@ -61,6 +62,7 @@ def main() -> None:
             "data.source": f"{arguments.data}/train.parquet",
             "data.test_source": f"{arguments.data}/test.parquet",
             "labels.views": 300,
+            "labels.images_per_file": 50,  # in all rows, so that they share random images
             "evaluation.seeds": list(range(arguments.seeds)),
             "evaluation.controls": ["random_soft"],
             "evaluation.schedule": "cosine",  # as the ablation has it
