@@ -140,14 +140,15 @@ def _plan(arguments: argparse.Namespace) -> None:
     recipe = _load(arguments)
     from teddy_ray.flow import prepare
     from teddy_ray.progress import Progress
+    from teddy_ray.sweeps.checked import preview, winner_name
     from teddy_ray.tables import plan_table
 
-    prepared = prepare(recipe, Progress().say)
+    # the folder of its name is the sweep's
+    alone = recipe if recipe.sweep is None else recipe.model_copy(update={"name": winner_name(recipe)})
+    prepared = prepare(alone, Progress().say)
     plan, storage = prepared.plan, prepared.storage
     print(plan_table(plan, storage, workers=arguments.workers, run=arguments.rates, teraflops=arguments.teraflops))
     if recipe.sweep is not None:
-        from teddy_ray.sweeps.checked import preview
-
         print(f"\nThis is the recipe without its sweep.\n{preview(recipe, Progress())}")
 
 

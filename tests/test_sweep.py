@@ -19,6 +19,7 @@ from conftest import content_hashes, processes, tiny
 from emulated import EmulatedCluster, driver
 
 from teddy_ray import flow
+from teddy_ray.cli import main
 from teddy_ray.errors import InputError
 from teddy_ray.progress import Progress
 from teddy_ray.recipe import Cluster, Recipe
@@ -191,11 +192,14 @@ def test_trials_are_measured_on_the_validation_part_and_the_winner_on_test(swept
     assert tree["measured_on_test"] == [{"settings": tree["winner"]["settings"], "accuracy": tree["winner"]["test"]}]
 
 
-def test_plan_counts_what_the_trials_of_a_sweep_share(swept_once: tuple[Path, str, str], tmp_path: Path) -> None:
+def test_plan_counts_what_the_trials_of_a_sweep_share(
+    swept_once: tuple[Path, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _, _ = swept_once
-    line = preview(swept(folder), quiet())
-    assert line.endswith(
-        "4 trials, 4 of them over; all together: 2 pools, 2 statistics, 4 labelled sets, 4 units, 8 students"
+    (tmp_path / "recipe.yaml").write_bytes(dump_recipe(swept(folder)).encode())
+    assert main(["plan", str(tmp_path / "recipe.yaml")]) == 0
+    assert capsys.readouterr().out.endswith(
+        "4 trials, 4 of them over; all together: 2 pools, 2 statistics, 4 labelled sets, 4 units, 8 students\n"
     )
     assert preview(swept(tmp_path), quiet()).startswith("sweep: 4 trials, 0 of them over; ")
 
