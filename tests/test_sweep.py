@@ -193,12 +193,12 @@ def test_trials_are_measured_on_the_validation_part_and_the_winner_on_test(swept
 
 
 def test_plan_counts_what_the_trials_of_a_sweep_share(
-    swept_once: tuple[Path, str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    swept_once: tuple[Path, str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, _, _ = swept_once
     (tmp_path / "recipe.yaml").write_bytes(dump_recipe(swept(folder)).encode())
     assert main(["plan", str(tmp_path / "recipe.yaml")]) == 0
-    assert capsys.readouterr().out.endswith(
+    assert capfd.readouterr().out.endswith(
         "4 trials, 4 of them over; all together: 2 pools, 2 statistics, 4 labelled sets, 4 units, 8 students\n"
     )
     assert preview(swept(tmp_path), quiet()).startswith("sweep: 4 trials, 0 of them over; ")
