@@ -31,10 +31,11 @@ class Bar:
         else:
             self._say(0.0, "")
 
-    def update(self, done: float, note: str = "") -> None:
-        """done: items finished, running ones counted by their share."""
+    def update(self, done: float, note: str = "", *, paced: bool = True) -> None:
+        """done: items finished, running ones counted by their share. paced: whether the work since then tells how long
+        the rest takes."""
         note = note or ("starting workers" if done == 0 else "")
-        if done > 0 and self._work_began is None:
+        if done > 0 and paced and self._work_began is None:
             self._work_began = time.monotonic(), done
         if self._bar is not None:
             self._bar.set_postfix_str(", ".join(filter(None, [self._time_left(done), note])), refresh=False)
@@ -55,7 +56,7 @@ class Bar:
         self._tell(line, stage=self._stage, done=round(done, 3), total=self._total, note=note)
 
     def _time_left(self, done: float) -> str:
-        """At the pace since the first work was done: before that, workers started."""
+        """At the pace since the first work that tells of it was done: before that, workers started."""
         if self._work_began is None:
             return ""
         since, done_then = self._work_began

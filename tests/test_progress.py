@@ -56,6 +56,18 @@ def test_the_time_left_counts_from_the_first_work_done_not_from_the_start_of_wor
     assert left == ["", "", "2:20 left, note", "", "18 s left, note", "50:02 left, note"]
 
 
+def test_no_time_is_promised_by_work_that_does_not_tell_of_the_rest(clock, monkeypatch):
+    monkeypatch.setattr(progress, "INTERVAL_S", 0.0)
+    stream = io.StringIO()
+    with Progress(stream).stage("sweep", 4, "trials") as bar:
+        for now, done, paced in [(200.0, 0.5, False), (700.0, 1.0, True), (710.0, 2.0, True)]:
+            clock.now = now
+            bar.update(done, paced=paced)
+    lines = stream.getvalue().splitlines()
+    assert ["about" in line for line in lines] == [False, False, False, True]
+    assert lines[-1].endswith("about 20 s left")
+
+
 def test_durations_are_short():
     seconds = [0.4, 59.4, 59.6, 61, 3599, 3600, 7384, 360_000]
     assert list(map(duration, seconds)) == ["0 s", "59 s", "1:00", "1:01", "59:59", "1:00:00", "2:03:04", "100:00:00"]
