@@ -31,38 +31,40 @@ class Bar:
         else:
             self._say(0.0, "")
 
-    def update(self, done: float, note: str = "", *, paced: bool = True) -> None:
-        """done: items finished, running ones counted by their share. paced: whether the work since then tells how long
-        the rest takes."""
+    def update(self, done: float, note: str = "", *, paced: float | None = None) -> None:
+        """done: items finished, running ones counted by their share. paced: of these, those by which the time left is
+        told, where shares do not tell it."""
         note = note or ("starting workers" if done == 0 else "")
-        if done > 0 and paced and self._work_began is None:
-            self._work_began = time.monotonic(), done
+        paced = done if paced is None else paced
+        if paced > 0 and self._work_began is None:
+            self._work_began = time.monotonic(), paced
+        left = self._time_left(done, paced)
         if self._bar is not None:
-            self._bar.set_postfix_str(", ".join(filter(None, [self._time_left(done), note])), refresh=False)
+            self._bar.set_postfix_str(", ".join(filter(None, [left, note])), refresh=False)
             self._bar.n = done
             self._bar.refresh()
         elif time.monotonic() - self._spoke >= INTERVAL_S:
-            self._say(done, note)
+            self._say(done, note, left)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 
-    def _say(self, done: float, note: str) -> None:
+    def _say(self, done: float, note: str, left: str = "") -> None:
         self._spoke = time.monotonic()
         start = f"{self._stage:<10} {done:.1f}/{self._total} {self._what}"
         elapsed = duration(self._spoke - self._started)
-        line = ", ".join(filter(None, [start, elapsed, self._time_left(done), note]))
+        line = ", ".join(filter(None, [start, elapsed, left, note]))
         self._tell(line, stage=self._stage, done=round(done, 3), total=self._total, note=note)
 
-    def _time_left(self, done: float) -> str:
+    def _time_left(self, done: float, paced: float) -> str:
         """At the pace since the first work that tells of it was done: before that, workers started."""
         if self._work_began is None:
             return ""
-        since, done_then = self._work_began
-        if done <= done_then:
+        since, paced_then = self._work_began
+        if paced <= paced_then:
             return ""
-        return f"about {duration((time.monotonic() - since) * (self._total - done) / (done - done_then))} left"
+        return f"about {duration((time.monotonic() - since) * (self._total - done) / (paced - paced_then))} left"
 
 
 def duration(seconds: float) -> str:

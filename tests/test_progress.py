@@ -56,16 +56,16 @@ def test_the_time_left_counts_from_the_first_work_done_not_from_the_start_of_wor
     assert left == ["", "", "2:20 left, note", "", "18 s left, note", "50:02 left, note"]
 
 
-def test_no_time_is_promised_by_work_that_does_not_tell_of_the_rest(clock, monkeypatch):
+def test_the_time_left_is_told_by_the_items_that_tell_it(clock, monkeypatch):
     monkeypatch.setattr(progress, "INTERVAL_S", 0.0)
     stream = io.StringIO()
-    with Progress(stream).stage("sweep", 4, "trials") as bar:
-        for now, done, paced in [(200.0, 0.5, False), (700.0, 1.0, True), (710.0, 2.0, True)]:
+    with Progress(stream).stage("sweep", 8, "trials") as bar:
+        for now, done, paced in [(200.0, 1.5, 0), (700.0, 2.5, 1), (710.0, 3.5, 1), (800.0, 4.0, 3)]:
             clock.now = now
             bar.update(done, paced=paced)
     lines = stream.getvalue().splitlines()
-    assert ["about" in line for line in lines] == [False, False, False, True]
-    assert lines[-1].endswith("about 20 s left")
+    assert ["about" in line for line in lines] == [False, False, False, False, True]
+    assert lines[-1].endswith("about 3:20 left")  # two in 100 s, four to go
 
 
 def test_durations_are_short():

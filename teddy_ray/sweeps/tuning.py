@@ -295,9 +295,10 @@ class Watcher(tune.Callback):
             self._progress.say(f"trial {self._numbers.get(line.trial, '?')}: {text}", trial=line.trial, **line.facts)
         running = {trial: share for trial, share in look.shares.items() if trial not in self._over}
         notes = [f"trial {self._numbers[trial]}: {note}" for trial, (_, note) in running.items()]
-        done = self._num_done + len(self._over) + sum(share for share, _ in running.values())
-        # the first trials make what the others find: a pool, say, that takes longer than all the rest
-        self._bar.update(done, "; ".join(notes), paced=bool(self._over))
+        over = len(self._over)
+        done = self._num_done + over + sum(share for share, _ in running.values())
+        # the first trials make what the others find, a pool, say; after them, trials come in waves of those at once
+        self._bar.update(done, "; ".join(notes), paced=over if over > len(self._running) else min(over, 1))
 
     def _end(self, trial: Trial, outcome: Outcome) -> None:
         self.show()
