@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,9 +27,9 @@ from teddy_ray.recipe import Cluster, Recipe
 from teddy_ray.recipe_file import dump_recipe, load_recipe
 from teddy_ray.sweeps import hub
 from teddy_ray.sweeps.checked import in_order, prepare, preview
-from teddy_ray.sweeps.hub import Hub, Shared
+from teddy_ray.sweeps.hub import Hub, Look, Shared
 from teddy_ray.sweeps.sweep import sweep
-from teddy_ray.sweeps.tuning import rungs_of
+from teddy_ray.sweeps.tuning import Watcher, rungs_of
 
 IPC, WEIGHT = "synthesis.images_per_class", "synthesis.ce_weight"
 SPACE = {IPC: {"grid": [2, 4]}, "pool.generation": {"grid": ["prior", "post"]}}
@@ -138,6 +139,18 @@ def test_rungs_are_those_of_successive_halving(tmp_path: Path) -> None:
         part = recipe.evaluation.model_copy(update={"epochs": epochs})
         assert rungs_of(recipe.model_copy(update={"evaluation": part})) == rungs
     assert rungs_of(swept(tmp_path)) == ()
+
+
+def test_the_time_left_is_told_by_whole_trials_after_the_first_wave() -> None:
+    told = []
+    bar: Any = SimpleNamespace(update=lambda done, note, paced: told.append((done, paced)))
+    job: Any = SimpleNamespace(hub=SimpleNamespace(look=lambda: Look([], {"running": (0.5, "")}, {})))
+    watcher: Any = Watcher(job, quiet(), bar, 1, iter(()), print, print, print)
+    watcher._numbers = {"running": 9}
+    for over, running in [(0, 2), (1, 2), (2, 2), (3, 2), (4, 1)]:
+        watcher._over, watcher._running = set(range(over)), dict.fromkeys(range(running))
+        watcher.show()
+    assert told == [(1.5, 0), (2.5, 1), (3.5, 1), (4.5, 3), (5.5, 4)]
 
 
 def test_problems_of_trials_are_told_once(tmp_path: Path) -> None:
