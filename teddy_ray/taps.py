@@ -9,9 +9,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import torch
-import torchvision
 from torch import Tensor, nn
-from torchvision.ops import FrozenBatchNorm2d
 
 from teddy_ray.frozen import FrozenBatchNorm
 
@@ -22,9 +20,9 @@ CHANNEL_AXIS: dict[type[nn.Module] | str, int] = {
     nn.GroupNorm: 1,
     nn.LayerNorm: -1,
     nn.RMSNorm: -1,
-    FrozenBatchNorm2d: 1,
-    torchvision.models.convnext.LayerNorm2d: 1,
-    # timm's, by name, for it need not be installed; the rest of its norms are subclasses of these and of those above
+    # by name: torchvision takes seconds to import; timm need not be installed, and the rest of its norms are subclasses
+    "torchvision.ops.misc.FrozenBatchNorm2d": 1,
+    "torchvision.models.convnext.LayerNorm2d": 1,
     "timm.layers.norm.LayerNorm2d": 1,
     "timm.layers.norm.LayerNorm2dFp32": 1,
     "timm.layers.norm.LayerNormExp2d": 1,

@@ -85,10 +85,23 @@ def running_average(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
+def layout(model: nn.Module) -> torch.memory_format:
+    """Channels-last, in which convolutions are faster, but for a model with a strided 1x1 convolution of few channels.
+
+    On CPUs, oneDNN writes past the workspace of its weights' gradient where it has fewer than 8 (AVX2) or 16 (AVX-512)
+    input channels and is channels-last (github.com/uxlfoundation/oneDNN/issues/6035): wrong gradients, or a crash.
+    """
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    strided = [each for each in convolutions if each.kernel_size == (1, 1) != each.stride]
+    if any(each.in_channels // each.groups < 16 for each in strided):
+        return torch.contiguous_format
+    return torch.channels_last
+
+
 @dataclass
 class State:
-    """A training after some epochs: all that it needs to go on, to the bit. Its models become channels-last, in which
-    convolutions are faster.
+    """A training after some epochs: all that it needs to go on, to the bit. Its models take the layout that `layout`
+    names.
 
     losses: mean loss of each epoch so far. average: of the weights, where one is kept.
     """
@@ -101,7 +114,7 @@ class State:
     def __post_init__(self) -> None:
         for model in (self.model, self.average):
             if model is not None:
-                model.to(memory_format=torch.channels_last)
+                model.to(memory_format=layout(model))
 
     @property
     def epoch(self) -> int:

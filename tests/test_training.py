@@ -208,6 +208,20 @@ def test_trainings_are_channels_last_and_so_are_their_optimisers_after_a_checkpo
                 assert one.optimiser.state[weight][name].stride() == weight.stride()
 
 
+@pytest.mark.parametrize(("channels", "contiguous"), [(2, True), (15, True), (16, False)])
+def test_strided_1x1_convolutions_of_few_channels_are_given_no_channels_last_images(channels, contiguous):
+    """Channels-last, two of them end the process on a CPU with AVX2."""
+    model = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, 4, 1, stride=2), nn.Flatten())
+    exact = copy.deepcopy(model).double()
+    state = State.begin(model, 0.0)
+    images = torch.rand(25, 3, 8, 8)
+    state.model(images).square().sum().backward()
+    exact(images.double()).square().sum().backward()
+    assert model[0].weight.is_contiguous() is contiguous
+    for weight, reference in zip(model.parameters(), exact.parameters(), strict=True):
+        torch.testing.assert_close(weight.grad.double(), reference.grad, rtol=1e-4, atol=1e-4)
+
+
 def test_autocast_computes_products_in_bfloat16_and_keeps_weights(digits):
     full, mixed = fit_digits(digits, fresh(), 5), fit_digits(digits, fresh(), 5, dtype=torch.bfloat16)
     assert mixed.losses != full.losses

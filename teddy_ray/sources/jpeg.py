@@ -5,14 +5,13 @@ Most of it without Python's lock, so that threads that decode do not hold up tho
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
-
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # torchvision 0.29 says that it will go; Pillow then decodes all
-    decode_jpeg = None
+from torch import Tensor
 
 START, SCAN = b"\xff\xd8\xff", 0xDA
 FRAMES = (0xC0, 0xC1, 0xC2)
@@ -27,18 +26,31 @@ def decode_plain(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | None:
     None for all else, and for a file that is damaged or larger: whoever knows all formats has to say what it is.
     """
     frame = _frame(data)
-    if frame is None or decode_jpeg is None:
+    if frame is None:
         return None
     height, width, components = frame
     if components not in (1, 3) or height * width > max_pixels:
         return None
-    mode = ImageReadMode.GRAY if components == 1 else ImageReadMode.RGB
+    decode = _decoder()
+    if decode is None:
+        return None
     try:
-        pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=mode)
+        pixels = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), "GRAY" if components == 1 else "RGB")
     except RuntimeError:
         return None
     array: npt.NDArray[np.uint8] = pixels.numpy()
     return array[0] if components == 1 else array.transpose(1, 2, 0)
+
+
+@functools.cache
+def _decoder() -> Callable[[Tensor, str], Tensor] | None:
+    """torchvision's, imported with the first JPEG: it takes seconds, which sources without one are spared."""
+    try:
+        from torchvision.io import decode_jpeg
+    except ImportError:  # torchvision 0.29 says that it will go; Pillow then decodes all
+        return None
+    decode: Callable[[Tensor, str], Tensor] = decode_jpeg
+    return decode
 
 
 def _frame(data: bytes) -> tuple[int, int, int] | None:
