@@ -44,6 +44,8 @@ TINY: dict[str, Any] = {
 }
 """Ten units, three files of labels, eight students; seconds on one core."""
 
+STAGES = ("pool", "statistics", "synthesis", "labels", "evaluation")
+
 NEEDS = {
     "pool": [],
     "statistics": ["member", "pool"],
@@ -67,8 +69,11 @@ def pytest_unconfigure() -> None:
 
 
 def tiny(storage: Path | str, **overrides: Any) -> Recipe:
-    """The tiny recipe; overrides name keys with __ for the dot, such as synthesis__steps=5."""
+    """The tiny recipe, with one worker a stage, for it is their start that takes time; overrides name keys with __ for
+    the dot, such as synthesis__steps=5."""
     tree: dict[str, Any] = {key: dict(part) if isinstance(part, dict) else part for key, part in TINY.items()}
+    for stage in STAGES:
+        tree[stage]["num_workers"] = 1
     tree["storage"] = str(storage)
     for key, value in overrides.items():
         section, _, leaf = key.rpartition("__")
@@ -157,8 +162,7 @@ class Run:
 def finished(shared_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """The whole pipeline once. Tests read it or copy its artifacts, and never write to it."""
     folder = tmp_path_factory.mktemp("finished")
-    stages = ("pool", "statistics", "synthesis", "labels", "evaluation")
-    recipe = tiny(folder, **{f"{stage}__num_workers": 1 for stage in stages})
+    recipe = tiny(folder)
     with open(folder / "progress.txt", "w+") as stream:
         summary = distill(recipe, Progress(stream))
         stream.seek(0)

@@ -51,6 +51,7 @@ def run_synthesis(finished: Run, folder: Path, **overrides: object) -> list[dict
     return [session.storage.open("unit", unit.fingerprint).manifest for unit in session.plan.units()]
 
 
+@pytest.mark.slow
 def test_three_and_killed_workers_give_the_same_bytes(finished: Run, tmp_path: Path) -> None:
     """Invariant 3: three workers, of which two are killed in mid-unit. What they had done is not done again."""
     three = run_synthesis(finished, tmp_path / "three", synthesis__num_workers=3)

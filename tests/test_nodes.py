@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Run, content_hashes, copy_artifacts, open_session, tiny
+from conftest import STAGES, Run, content_hashes, copy_artifacts, open_session, tiny
 from emulated import EmulatedCluster, driver
 
 from teddy_ray.recipe_file import dump_recipe
@@ -45,9 +45,11 @@ def accuracies(folder: Path) -> dict[str, object]:
 
 
 def write_recipe(folder: Path, address: str, **overrides: object) -> str:
+    """With as many workers as the cluster holds."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.yaml"
-    path.write_text(dump_recipe(tiny(folder, cluster={"address": address}, **overrides)))
+    workers = {f"{stage}__num_workers": "auto" for stage in STAGES}
+    path.write_text(dump_recipe(tiny(folder, cluster={"address": address}, **workers, **overrides)))
     return str(path)
 
 
@@ -76,7 +78,7 @@ IN_FLIGHT = {
 
 
 def test_a_node_dies_with_a_unit_in_its_hands(finished: Run, tmp_path: Path, cluster: EmulatedCluster) -> None:
-    """Another node goes on with it from its last checkpoint, to the bytes of a run without losses."""
+    """Another node goes on with it from its last checkpoint, to the bytes of a run of one worker without losses."""
     quiet, killed = tmp_path / "quiet", tmp_path / "killed"
     for folder in (quiet, killed):
         copy_artifacts(finished, "synthesis", folder)

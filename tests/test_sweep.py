@@ -36,8 +36,6 @@ SPACE = {IPC: {"grid": [2, 4]}, "pool.generation": {"grid": ["prior", "post"]}}
 
 
 def swept(folder: Path, space: dict[str, Any] = SPACE, **sweep_part: Any) -> Recipe:
-    """One worker for a stage: it is their start that takes time."""
-    stages = ("pool", "statistics", "synthesis", "labels", "evaluation")
     return tiny(
         folder,
         sweep={"space": space, **sweep_part},
@@ -46,7 +44,6 @@ def swept(folder: Path, space: dict[str, Any] = SPACE, **sweep_part: Any) -> Rec
         synthesis__classes_per_unit=10,
         synthesis__steps=10,
         evaluation__controls=["random_soft"],
-        **{f"{stage}__num_workers": 1 for stage in stages},
     )
 
 
