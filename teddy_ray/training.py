@@ -85,23 +85,37 @@ def running_average(model: nn.Module, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
 
 
-def layout(model: nn.Module) -> torch.memory_format:
-    """Channels-last, in which convolutions are faster, but for a model with a strided 1x1 convolution of few channels.
+def lay_out(model: nn.Module) -> None:
+    """Make a model channels-last, in which convolutions are faster, but for those that come out wrong.
 
-    On CPUs, oneDNN writes past the workspace of its weights' gradient where it has fewer than 8 (AVX2) or 16 (AVX-512)
-    input channels and is channels-last (github.com/uxlfoundation/oneDNN/issues/6035): wrong gradients, or a crash.
+    In the gradient of a strided 1x1 convolution's weights, oneDNN writes past its workspace where images are
+    channels-last and have fewer than 8 (AVX2) or 16 (AVX-512) channels: wrong numbers, or the end of the process
+    (github.com/uxlfoundation/oneDNN/issues/6035).
     """
-    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    strided = [each for each in convolutions if each.kernel_size == (1, 1) != each.stride]
-    if any(each.in_channels // each.groups < 16 for each in strided):
-        return torch.contiguous_format
-    return torch.channels_last
+    model.to(memory_format=torch.channels_last)
+    for module in model.modules():
+        if _comes_out_wrong(module):
+            module.to(memory_format=torch.contiguous_format)
+            module.register_forward_pre_hook(_make_contiguous)
+
+
+def _comes_out_wrong(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and module.stride != (1, 1)
+        and module.in_channels // module.groups < 16
+    )
+
+
+def _make_contiguous(module: nn.Module, images: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(each.contiguous() for each in images)
 
 
 @dataclass
 class State:
-    """A training after some epochs: all that it needs to go on, to the bit. Its models take the layout that `layout`
-    names.
+    """A training after some epochs: all that it needs to go on, to the bit. Its models are laid out by
+    `lay_out`.
 
     losses: mean loss of each epoch so far. average: of the weights, where one is kept.
     """
@@ -114,7 +128,7 @@ class State:
     def __post_init__(self) -> None:
         for model in (self.model, self.average):
             if model is not None:
-                model.to(memory_format=layout(model))
+                lay_out(model)
 
     @property
     def epoch(self) -> int:

@@ -185,7 +185,7 @@ def test_other_stages_survive_a_killed_worker(
     finished: Run, tmp_path: Path, killer: Killer, stage: str, title: str
 ) -> None:
     copy_artifacts(finished, stage, tmp_path)
-    session = open_session(tiny(tmp_path))
+    session = open_session(tiny(tmp_path, **{f"{stage}__num_workers": 3}))
     killed = killer(title, 1)
     import_module(f"teddy_ray.stages.{stage}").run(session)
     assert len(killed) == 1
@@ -211,7 +211,7 @@ WORKERS = {
 def test_an_interrupt_ends_cleanly_and_resumes(finished: Run, tmp_path: Path, stage: str, how: signal.Signals) -> None:
     """A driver of its own with a Ray of its own: ended within 20 s, nothing half published, no process left."""
     copy_artifacts(finished, stage, tmp_path)
-    (tmp_path / "tiny.yaml").write_text(dump_recipe(tiny(tmp_path)))
+    (tmp_path / "tiny.yaml").write_text(dump_recipe(tiny(tmp_path, **{f"{stage}__num_workers": "auto"})))
     command = [sys.executable, "-m", "teddy_ray.cli", "distill", str(tmp_path / "tiny.yaml")]
     mark = f"TEDDY_TEST={uuid.uuid4().hex}"
     environment = {**os.environ, **dict([mark.split("=")])}

@@ -256,7 +256,7 @@ def test_plan_tells_the_bytes_of_labels(tmp_path: Path, labels_: Any, line: str)
 @pytest.mark.slow
 def test_a_killed_evaluation_goes_on_with_the_students_that_are_left(finished: Run, tmp_path: Path) -> None:
     copy_artifacts(finished, "evaluation", tmp_path)
-    longer = {"evaluation__epochs": 60, "evaluation__num_workers": 1}
+    longer = {"evaluation__epochs": 60}
     joined = tiny(tmp_path, **longer, cluster__address=ray.get_runtime_context().gcs_address)
     (tmp_path / "tiny.yaml").write_text(dump_recipe(joined))
     command = [sys.executable, "-m", "teddy_ray.cli", "distill", str(tmp_path / "tiny.yaml")]
@@ -334,7 +334,7 @@ def test_the_search_for_a_rate_reads_the_validation_part_alone(
 
 def test_hashes_of_labelled_sets_do_not_depend_on_the_number_of_workers(finished: Run, tmp_path: Path) -> None:
     copy_artifacts(finished, "labels", tmp_path)
-    session = open_session(tiny(tmp_path, labels__cutmix=1.0, labels__num_workers=1))
+    session = open_session(tiny(tmp_path, labels__cutmix=1.0))
     labels.run(session)
     copy_artifacts(finished, "labels", tmp_path / "two")
     labels.run(open_session(tiny(tmp_path / "two", labels__cutmix=1.0, labels__num_workers=3)))

@@ -38,18 +38,13 @@ def recipe(place: str) -> Recipe:
         data__source=f"{place}/digits.parquet",
         pool__seeds=[0],
         pool__snapshots=[1, 2],
-        pool__num_workers=1,
-        statistics__num_workers=1,
         statistics__chunk_size=100,
         synthesis__images_per_class=2,
         synthesis__steps=20,
-        synthesis__num_workers=1,
         synthesis__checkpoint_s=0,
-        labels__num_workers=1,
         evaluation__seeds=[0],
         evaluation__epochs=2,
         evaluation__controls=[],
-        evaluation__num_workers=1,
     )
 
 

@@ -130,6 +130,7 @@ def test_a_killed_worker_costs_an_epoch_at_most(
 
 POST: dict[str, Any] = {
     "pool__generation": "post",
+    "pool__num_workers": 2,
     "pool__seeds": [0],
     "pool__post": {"ratios": [0.0, 0.25, 0.5], "epochs": 2, "learning_rate": 1e-3},
     "synthesis__steps": 5,
@@ -164,8 +165,10 @@ def test_the_rest_of_the_pipeline_takes_a_post_pool(finished: Run, tmp_path: Pat
     with open(os.devnull, "w") as stream:
         summary = distill(tiny(tmp_path, **POST), Progress(stream))
     assert summary.generation["chosen"] == "post"
-    whole, *pruned = (member["parameters"] for member in summary.pool)
-    assert whole > max(pruned)
+    assert [member["ratio"] for member in summary.pool] == [0.0, 0.25, 0.5]
+    assert sorted((member["parameters"] for member in summary.pool), reverse=True) == [
+        member["parameters"] for member in summary.pool
+    ]
     assert "pruned" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
 
 

@@ -131,7 +131,7 @@ def test_stages_are_asked_for_one_after_another(tmp_path: Path, monkeypatch: pyt
 def test_a_stage_asks_the_autoscaler_for_what_it_can_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = FakeCluster(brings_after_s=30, is_at_it=True)
     cluster.put_in(monkeypatch)
-    opened = open_session(tiny(tmp_path))
+    opened = open_session(tiny(tmp_path, synthesis__num_workers="auto"))
     part = opened.recipe.synthesis
     with opened.hiring(part, at_most=9) as num_workers:
         assert num_workers() == 4

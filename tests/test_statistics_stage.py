@@ -150,7 +150,7 @@ def chunks_in_progress(folder: Path) -> dict[str, Any]:
 def test_interrupted_run_goes_on_with_the_chunks_that_are_finished(
     finished: Run, tmp_path: Path, chunks_stay: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = session_on(finished, tmp_path, statistics__num_workers=1)
+    session = session_on(finished, tmp_path)
     rows = statistics._rows
 
     def interrupted(dataset: Any) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import content_hashes, processes, tiny
+from conftest import STAGES, content_hashes, processes, tiny
 from emulated import EmulatedCluster, driver
 
 from teddy_ray import flow
@@ -35,7 +35,8 @@ IPC, WEIGHT = "synthesis.images_per_class", "synthesis.ce_weight"
 SPACE = {IPC: {"grid": [2, 4]}, "pool.generation": {"grid": ["prior", "post"]}}
 
 
-def swept(folder: Path, space: dict[str, Any] = SPACE, **sweep_part: Any) -> Recipe:
+def swept(folder: Path, space: dict[str, Any] = SPACE, workers: int | str = 1, **sweep_part: Any) -> Recipe:
+    """Workers of each stage."""
     return tiny(
         folder,
         sweep={"space": space, **sweep_part},
@@ -44,6 +45,7 @@ def swept(folder: Path, space: dict[str, Any] = SPACE, **sweep_part: Any) -> Rec
         synthesis__classes_per_unit=10,
         synthesis__steps=10,
         evaluation__controls=["random_soft"],
+        **{f"{stage}__num_workers": workers for stage in STAGES},
     )
 
 
@@ -321,7 +323,9 @@ def check_is_that_of(folder: Path, undisturbed: Path) -> None:
         assert content_hashes(folder, kind) == content_hashes(undisturbed, kind)
     name = "runs/tiny/winner.yaml"
     one, two = (yaml.safe_load((each / name).read_text()) for each in (folder, undisturbed))
-    assert {**one, "storage": None, "cluster": None} == {**two, "storage": None, "cluster": None}
+    for recipe in (one, two):
+        recipe |= {"storage": None, "cluster": None, **{stage: recipe[stage] | {"num_workers": 1} for stage in STAGES}}
+    assert one == two
 
 
 SCRIPT = str(Path(__file__).parent.parent / "pipelines" / "sweep.py")
@@ -331,7 +335,7 @@ SCRIPT = str(Path(__file__).parent.parent / "pipelines" / "sweep.py")
 def test_a_driver_killed_in_mid_sweep_is_resumed(swept_once: tuple[Path, str, str], tmp_path: Path) -> None:
     """Finished trials are not begun again."""
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(dump_recipe(swept(tmp_path)))
+    recipe.write_text(dump_recipe(swept(tmp_path, workers="auto")))
     with driver(SCRIPT, str(recipe)) as program:
         program.wait_for(lambda: len(list(tmp_path.glob("runs/tiny/trials/*.json"))) >= 1)
         os.kill(program.process.pid, signal.SIGKILL)
@@ -351,7 +355,8 @@ def test_nodes_lost_in_mid_sweep_change_nothing(swept_once: tuple[Path, str, str
     cluster = EmulatedCluster()
     try:
         recipe = tmp_path / "recipe.yaml"
-        recipe.write_text(dump_recipe(swept(tmp_path).model_copy(update={"cluster": Cluster(address=cluster.address)})))
+        there = {"cluster": Cluster(address=cluster.address)}
+        recipe.write_text(dump_recipe(swept(tmp_path, workers="auto").model_copy(update=there)))
         with driver(SCRIPT, str(recipe)) as program:
             for kind in ("member", "student"):
                 program.wait_for(lambda kind=kind: any(tmp_path.glob(f"artifacts/{kind}/*/manifest.json")))

@@ -44,10 +44,13 @@ def decode_plain(data: bytes, max_pixels: int) -> npt.NDArray[np.uint8] | None:
 
 @functools.cache
 def _decoder() -> Callable[[Tensor, str], Tensor] | None:
-    """torchvision's, imported with the first JPEG: it takes seconds, which sources without one are spared."""
+    """torchvision's, imported with the first JPEG: it takes seconds, which sources without one are spared.
+
+    None where there is none; Pillow then decodes all.
+    """
     try:
         from torchvision.io import decode_jpeg
-    except ImportError:  # torchvision 0.29 says that it will go; Pillow then decodes all
+    except ImportError:  # torchvision 0.29 says that it will go
         return None
     decode: Callable[[Tensor, str], Tensor] = decode_jpeg
     return decode
