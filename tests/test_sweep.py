@@ -184,6 +184,12 @@ def tree_of(folder: Path) -> dict[str, Any]:
     return found
 
 
+def test_as_many_trials_run_at_a_time_as_workers_fit(swept_once: tuple[Path, str, str]) -> None:
+    """Four, each of which asks for one."""
+    _, _, progress = swept_once
+    assert progress[: progress.index(" finished: ")].count(" begins: ") == 4
+
+
 def test_every_artifact_is_made_once(swept_once: tuple[Path, str, str]) -> None:
     """The smaller sets are the beginnings of the larger ones; prior and post pool have their base in common."""
     folder, _, _ = swept_once

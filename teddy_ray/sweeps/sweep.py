@@ -83,7 +83,7 @@ def _run(checked: Checked, trials: dict[int, Trial], host: Session, progress: Pr
         if checked.given is not None and not storage.has("pool", plan.pool):
             checked.given.publish(plan, checked.first[1].validation, storage)
     host.start()
-    fit, wanted = host.workers(recipe.synthesis, at_most=checked.num_trials), checked.sweep.at_once
+    fit, wanted = max(1, host.nodes.room(recipe.synthesis)), checked.sweep.at_once
     given = None if checked.given is None else replace(checked.given, model=None)  # it is published
     sources = {data: ray.put(source) for data, source in checked.sources.items()}
     job = Job(recipe, sources, storage, given, rungs_of(recipe), Hub.open())
