@@ -146,10 +146,12 @@ def _plan(arguments: argparse.Namespace) -> None:
     # the folder of its name is the sweep's
     alone = recipe if recipe.sweep is None else recipe.model_copy(update={"name": winner_name(recipe)})
     prepared = prepare(alone, Progress().say)
+    if recipe.sweep is not None:
+        print("The recipe without its sweep:\n")
     plan, storage = prepared.plan, prepared.storage
     print(plan_table(plan, storage, workers=arguments.workers, run=arguments.rates, teraflops=arguments.teraflops))
     if recipe.sweep is not None:
-        print(f"\nThis is the recipe without its sweep.\n{preview(recipe, Progress())}")
+        print(f"\n{preview(recipe, Progress())}")
 
 
 def _compare(arguments: argparse.Namespace) -> None:

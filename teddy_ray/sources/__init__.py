@@ -115,7 +115,8 @@ def _open(key: str, uri: str, data: Data) -> Images:
 def _open_path(key: str, uri: str, fs: pafs.FileSystem, path: str, data: Data) -> Images:
     info = fs.get_file_info(path)
     if info.type == pafs.FileType.NotFound:
-        remedy = f"does not exist; name a folder of class folders or a Parquet file, by path or URI, or {DIGITS}"
+        others = f"{DIGITS} or {TORCHVISION}<Name>:<folder>"
+        remedy = f"does not exist; name a folder of class folders or a Parquet file, by path or URI, {others}"
         raise InputError([Problem(key, uri, remedy)])
     if info.type == pafs.FileType.File:
         folder, _, name = path.rpartition("/")
