@@ -114,8 +114,7 @@ def _make_contiguous(module: nn.Module, images: tuple[Tensor, ...]) -> tuple[Ten
 
 @dataclass
 class State:
-    """A training after some epochs: all that it needs to go on, to the bit. Its models are laid out by
-    `lay_out`.
+    """A training after some epochs: all that it needs to go on, to the bit. Its models are laid out by `lay_out`.
 
     losses: mean loss of each epoch so far. average: of the weights, where one is kept.
     """
