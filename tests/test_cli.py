@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 from conftest import Run, tiny
+from emulated import EmulatedCluster
 from PIL import Image
 
 from teddy_ray.cli import main
@@ -248,15 +249,13 @@ def test_job_entry_point_is_the_same_command(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_cluster_without_gpus_or_autoscaler_refuses_at_once(tmp_path: Path) -> None:
     """A Ray cluster that runs elsewhere: what it lacks is an error, never a wait for ever."""
-    from ray.cluster_utils import Cluster
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    cluster = EmulatedCluster(num_nodes=1)
     try:
         flags = ["--set", "synthesis.gpus_per_worker=1", "--address", cluster.address, "--storage", str(tmp_path)]
         command = [sys.executable, "-m", "teddy_ray.cli", "distill", DIGITS, *flags]
         result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     finally:
-        cluster.shutdown()
+        cluster.close()
     assert result.returncode == 2, result.stderr
     assert "synthesis.gpus_per_worker: found 1" in result.stderr
 
