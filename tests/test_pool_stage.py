@@ -166,9 +166,8 @@ def test_the_rest_of_the_pipeline_takes_a_post_pool(finished: Run, tmp_path: Pat
         summary = distill(tiny(tmp_path, **POST), Progress(stream))
     assert summary.generation["chosen"] == "post"
     assert [member["ratio"] for member in summary.pool] == [0.0, 0.25, 0.5]
-    assert sorted((member["parameters"] for member in summary.pool), reverse=True) == [
-        member["parameters"] for member in summary.pool
-    ]
+    parameters = [member["parameters"] for member in summary.pool]
+    assert parameters[0] > 1.5 * parameters[1] > 2 * parameters[2]
     assert "pruned" in (tmp_path / "runs" / "tiny" / "report.html").read_text()
 
 

@@ -36,7 +36,7 @@ SPACE = {IPC: {"grid": [2, 4]}, "pool.generation": {"grid": ["prior", "post"]}}
 
 
 def swept(folder: Path, space: dict[str, Any] = SPACE, workers: int | str = 1, **sweep_part: Any) -> Recipe:
-    """Workers of each stage."""
+    """workers: of each stage."""
     return tiny(
         folder,
         sweep={"space": space, **sweep_part},
